@@ -1,0 +1,176 @@
+"""Reading and writing the files in which stages meet.
+
+Every file is written to a temporary name and renamed, and carries what made it
+(stage, versions, settings, checksums of inputs) as JSON in its metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata as package_metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from semantoks import __version__
+from semantoks.errors import UserError
+
+KEY = ["cohort", "participant_id", "session_id", "recording_id"]
+"""Key columns of every table, text; ``session_id`` is null without sessions."""
+
+METADATA_KEY = b"semantoks"
+_VERSIONED = ("numpy", "pandas", "pyarrow", "nibabel", "nilearn", "scipy", "scikit-learn", "torch")
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; rename it to ``path`` when the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(
+    stage: str, settings: Mapping[str, Any], inputs: Iterable[Path | str] = (), **further: Any
+) -> dict[str, Any]:
+    """What made a file: stage, versions, settings and the checksum of every input file.
+
+    Parameters
+    ----------
+    stage : name of the stage, as in the rule.
+    settings : the settings really used; must be JSON-able.
+    inputs : paths of input files, stored with their SHA-256.
+    further : more metadata of the file, e.g. ``roi_names``.
+    """
+    versions = {"semantoks": __version__, "python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            versions[name] = package_metadata.version(name)
+        except package_metadata.PackageNotFoundError:
+            continue
+    checksums = {str(path): sha256(path) for path in sorted(map(str, inputs))}
+    return {
+        "stage": stage,
+        "versions": versions,
+        "settings": dict(settings),
+        "inputs": checksums,
+        **further,
+    }
+
+
+def write_table(path: Path | str, table: pd.DataFrame | pa.Table, metadata: Mapping[str, Any]) -> None:
+    """Write a Parquet file with ``metadata`` (see :func:`provenance`) as JSON beside its schema."""
+    if isinstance(table, pd.DataFrame):
+        table = pa.Table.from_pandas(table, preserve_index=False)
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The metadata that :func:`write_table` stored.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, is no Parquet file or was not written by this workflow.
+    """
+    stored = _parquet(path).schema_arrow.metadata or {}
+    if METADATA_KEY not in stored:
+        raise UserError(
+            f"{path}: expected a Parquet file written by this workflow, found one without its "
+            "metadata; make it with the stage that owns it"
+        )
+    metadata: dict[str, Any] = json.loads(stored[METADATA_KEY])
+    return metadata
+
+
+def read_table(path: Path | str, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read a Parquet file; missing columns are a :class:`UserError` that names them."""
+    file = _parquet(path)
+    missing = set(columns or ()) - set(file.schema_arrow.names)
+    if missing:
+        raise UserError(
+            f"{path}: expected the columns {sorted(missing)}, found {file.schema_arrow.names}; "
+            "was it written by another stage or version?"
+        )
+    return file.read(columns=columns).to_pandas()
+
+
+def read_tables(paths: Iterable[Path | str], columns: list[str] | None = None) -> pd.DataFrame:
+    """Read several Parquet files of one kind and stack their rows in the order of the paths."""
+    return pd.concat([read_table(path, columns) for path in paths], ignore_index=True)
+
+
+def _parquet(path: Path | str) -> pq.ParquetFile:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: expected a Parquet file, found none; run the stage that writes it")
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: expected a Parquet file, found something else ({error})") from None
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file; broken syntax is a :class:`UserError` that names the file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected a JSON file, found none") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected JSON, found {error}") from None
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file (UTF-8) by renaming."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write JSON with sorted keys, so that the same value gives the same bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_text_table(path: Path | str) -> pd.DataFrame:
+    """Read a TSV or CSV table with every value as text; ``n/a`` and empty cells become null.
+
+    Ids keep their leading zeros because nothing is converted here.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: expected a table (TSV or CSV), found no file")
+    separator = "," if ".csv" in path.suffixes else "\t"
+    try:
+        table = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, na_values=["n/a", ""], encoding="utf-8-sig"
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected a {'CSV' if separator == ',' else 'TSV'} table, found {error}") from None
+    table.columns = table.columns.str.strip()
+    return table
