@@ -1,0 +1,283 @@
+"""Finding a cohort's recordings: a listing of files, without opening images.
+
+The job graph is made from this listing; :mod:`semantoks.index` reads headers and sidecars later.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import bids2table
+import numpy as np
+import pandas as pd
+
+from semantoks.errors import UserError
+
+ENTITIES = ["task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space", "res", "desc"]
+"""BIDS entities kept as text columns: ``run-01`` is not ``run-1``."""
+
+COLUMNS = ["participant_id", "session_id", "recording_id", *ENTITIES, "paths", "exclude_reason"]
+"""Columns of a listing; ``paths`` is a tuple whose first entry is the image or the (first) time-series file."""
+
+
+def list_recordings(cohort: Mapping[str, Any]) -> pd.DataFrame:
+    """List the recordings of a cohort, one row each, sorted by ``recording_id``.
+
+    Parameters
+    ----------
+    cohort : validated cohort settings with ``name``.
+
+    Raises
+    ------
+    UserError
+        Missing folder, no recording, several files for one recording, the same recording twice.
+    """
+    source = cohort["source"]
+    if not Path(source["path"]).exists():
+        kind = {"bids": "a BIDS folder", "fmriprep": "a folder of fMRIPrep derivatives", "hdf5": "an HDF5 file"}
+        raise UserError(
+            f"cohort {cohort['name']}: key 'source.path': expected {kind.get(source['type'], 'a folder')}, "
+            f"found nothing at {source['path']}; correct the path or the environment variable in it"
+        )
+    listing = {
+        "bids": _list_raw,
+        "fmriprep": list_derivatives,
+        "hdf5": _list_hdf5,
+        "files": _list_files,
+    }[source["type"]](cohort)
+    listing = _selected_participants(listing, cohort)
+    if listing.empty:
+        raise UserError(
+            f"cohort {cohort['name']}: expected recordings in {source['path']}, found none that fit; "
+            f"{_what_is_there(cohort)}check 'tasks', 'entities', 'space', 'include' and 'exclude' of the cohort file"
+        )
+    _check_unique(listing, cohort["name"])
+    return listing.sort_values("recording_id", ignore_index=True)
+
+
+def list_derivatives(cohort: Mapping[str, Any], path: str | None = None) -> pd.DataFrame:
+    """List ``desc-preproc`` volumes of fMRIPrep in the cohort's space; other descriptions do not count.
+
+    ``paths`` holds image, brain mask and confounds table, the last two empty text where absent.
+    """
+    root = Path(path or cohort["source"]["path"])
+    images = _bids_images(root, cohort)
+    if images.empty:
+        return images
+    images = images[(images["desc"] == "preproc") & (images["space"] == cohort["space"])]
+    if cohort["resolution"] is not None:
+        images = images[images["res"] == cohort["resolution"]]
+    images = _without_single_echoes(images)
+    images["paths"] = [(path, *_beside(Path(path), recording)) for path, recording in _pairs(images)]
+    return images[COLUMNS]
+
+
+def _pairs(images: pd.DataFrame) -> Iterable[tuple[str, str]]:
+    return zip(images["image"], images["recording_id"], strict=True)
+
+
+def _beside(image: Path, recording_id: str) -> tuple[str, str]:
+    """Paths of the brain mask and the confounds table that belong to an image, empty where absent."""
+    mask = image.with_name(re.sub(r"_desc-preproc_bold\.nii(\.gz)?$", r"_desc-brain_mask.nii\1", image.name))
+    confounds = [
+        image.with_name(f"{recording_id}_desc-confounds_{suffix}.tsv") for suffix in ("timeseries", "regressors")
+    ]
+    found = next((str(path) for path in confounds if os.path.lexists(path)), "")
+    return (str(mask) if os.path.lexists(mask) else "", found)
+
+
+def _list_raw(cohort: Mapping[str, Any]) -> pd.DataFrame:
+    images = _bids_images(Path(cohort["source"]["path"]), cohort)
+    if images.empty:
+        return images
+    images = images[images["space"].isna() & images["desc"].isna()]
+    phase = images["part"] == "phase"
+    images = images[~phase]
+    # Echoes (and magnitude parts) of a run are one recording: fMRIPrep combines them.
+    images["recording_id"] = images["recording_id"].str.replace(r"_(echo|part)-[A-Za-z0-9]+", "", regex=True)
+    images = images.sort_values("image")
+    paths = images.groupby("recording_id")["image"].agg(tuple)
+    images = images.drop_duplicates("recording_id")
+    images["paths"] = list(paths.loc[images["recording_id"]])
+    images[["echo", "part"]] = None
+    return images[COLUMNS]
+
+
+def _bids_images(root: Path, cohort: Mapping[str, Any]) -> pd.DataFrame:
+    """BOLD images of a BIDS folder with their entities as text, tasks and entities filtered."""
+    _check_labels(root)
+    index = bids2table.index_dataset(root).to_pandas()
+    bold = index[(index["suffix"] == "bold") & (index["datatype"] == "func") & index["ext"].isin([".nii", ".nii.gz"])]
+    rows = []
+    for path in bold["path"]:
+        entities = bids2table.parse_bids_entities(path)  # the index itself turns run-01 into 1
+        name = Path(path).name.split("_")[:-1]
+        rows.append(
+            {
+                "participant_id": entities["sub"],
+                "session_id": entities.get("ses"),
+                "recording_id": "_".join(p for p in name if not p.startswith(("space-", "res-", "desc-", "den-"))),
+                **{entity: entities.get(entity) for entity in ENTITIES},
+                "image": str(root / path),
+                "exclude_reason": None,
+            }
+        )
+    images = pd.DataFrame(rows, columns=[*COLUMNS[:-2], "image", "exclude_reason"], dtype=object)
+    wanted = {"task": cohort["tasks"], **cohort["entities"]}
+    for entity, labels in wanted.items():
+        if labels is not None:
+            column = "session_id" if entity == "ses" else entity
+            images = images[images[column].isin(labels)]
+    return images.copy()
+
+
+def _check_labels(root: Path) -> None:
+    """Folders whose label BIDS forbids would vanish silently from the index: name them instead."""
+    bad = sorted(p.name for p in root.glob("sub-*") if p.is_dir() and not re.fullmatch(r"sub-[A-Za-z0-9+]+", p.name))
+    if bad:
+        raise UserError(
+            f"{root}: expected participant folders named sub-<letters and digits>, found {', '.join(map(repr, bad[:5]))}; "
+            "rename them (BIDS labels are alphanumeric)"
+        )
+
+
+def _without_single_echoes(images: pd.DataFrame) -> pd.DataFrame:
+    """Prefer fMRIPrep's combined volume; a run with echo-wise volumes only becomes one excluded row."""
+    images = images.copy()
+    combined = set(images.loc[images["echo"].isna(), "recording_id"])
+    run = images["recording_id"].str.replace(r"_echo-[A-Za-z0-9]+", "", regex=True)
+    single = images["echo"].notna()
+    images.loc[single, "recording_id"] = run[single]
+    images = images[~(single & run.isin(combined))]
+    single = images["echo"].notna()
+    images.loc[single, "exclude_reason"] = (
+        "only echo-wise volumes, no combined desc-preproc_bold; rerun fMRIPrep without --me-output-echos alone"
+    )
+    lone = images[single].drop_duplicates("recording_id")
+    return pd.concat([images[~single], lone])
+
+
+def _list_hdf5(cohort: Mapping[str, Any]) -> pd.DataFrame:
+    import h5py
+
+    source = cohort["source"]
+    try:
+        with h5py.File(source["path"], "r") as file:
+            for key in ("dataset", "id"):
+                if source[key] not in file:
+                    raise UserError(
+                        f"{source['path']}: key 'source.{key}': expected the dataset {source[key]!r}, found "
+                        f"{', '.join(_datasets(file))}; correct the cohort file"
+                    )
+            ids = [value.decode() if isinstance(value, bytes) else str(value) for value in file[source["id"]][:]]
+    except OSError as error:
+        raise UserError(f"{source['path']}: expected an HDF5 file, found {error}") from None
+    rows = [{"participant_id": label, "recording_id": f"sub-{label}", "paths": (source["path"],)} for label in ids]
+    return _listing(rows)
+
+
+def _datasets(file: Any) -> list[str]:
+    names: list[str] = []
+    file.visit(names.append)
+    return names
+
+
+def _list_files(cohort: Mapping[str, Any]) -> pd.DataFrame:
+    """Time-series files by pattern; a recording with only some of its parts is excluded with the reason."""
+    source = cohort["source"]
+    root = Path(source["path"])
+    found: dict[tuple[str, ...], list[str]] = {}
+    names = ["participant_id", "session_id", "task", "run"]
+    for number, pattern in enumerate(source["patterns"]):
+        expression = _pattern_expression(pattern)
+        for path in sorted(root.rglob("*")):
+            match = expression.fullmatch(path.relative_to(root).as_posix())
+            if match and path.is_file():
+                fields = match.groupdict()
+                parts = found.setdefault(tuple(fields.get(n) or "" for n in names), [""] * len(source["patterns"]))
+                if parts[number]:
+                    raise UserError(f"{root}: pattern {pattern!r} fits {parts[number]} and {path}; make it more specific")
+                parts[number] = str(path)
+    rows = []
+    for values, parts in found.items():
+        fields = dict(zip(names, values, strict=True))
+        prefixes = {"participant_id": "sub", "session_id": "ses"}
+        missing = [pattern for pattern, path in zip(source["patterns"], parts, strict=True) if not path]
+        rows.append(
+            {name: value or None for name, value in fields.items()}
+            | {
+                "recording_id": "_".join(f"{prefixes.get(n, n)}-{v}" for n, v in fields.items() if v),
+                "paths": tuple(parts),
+                "exclude_reason": f"no file for {', '.join(missing)}" if missing else None,
+            }
+        )
+    return _listing(rows)
+
+
+def _pattern_expression(pattern: str) -> re.Pattern[str]:
+    pieces = re.split(r"(\{\w+\}|\*)", pattern)
+    fields = {"{participant_id}", "{session_id}", "{task}", "{run}"}
+    expression = ""
+    for piece in pieces:
+        if piece in fields:
+            expression += f"(?P<{piece[1:-1]}>[^/]+?)"
+        elif piece.startswith("{"):
+            raise UserError(f"source.patterns: unknown field {piece} in {pattern!r}; known: {', '.join(sorted(fields))}")
+        else:
+            expression += "[^/]*" if piece == "*" else re.escape(piece)
+    return re.compile(expression)
+
+
+def _listing(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object).replace({np.nan: None})
+
+
+def _selected_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
+    present = set(listing["participant_id"])
+    for key in ("include", "exclude"):
+        labels = [label.removeprefix("sub-") for label in cohort[key] or []]
+        unknown = sorted(set(labels) - present)
+        if unknown and present:
+            raise UserError(
+                f"cohort {cohort['name']}: key '{key}': expected participants of {cohort['source']['path']}, found "
+                f"{', '.join(unknown[:5])} without recordings; remove them from the list"
+            )
+        if cohort[key] is not None and (key == "include" or labels):
+            listing = listing[listing["participant_id"].isin(labels) == (key == "include")]
+    return listing
+
+
+def _check_unique(listing: pd.DataFrame, name: str) -> None:
+    double = listing[listing["recording_id"].duplicated(keep=False)].sort_values("recording_id")
+    if not double.empty:
+        first = double[double["recording_id"] == double["recording_id"].iloc[0]]
+        files = ", ".join(str(paths[0]) for paths in first["paths"])
+        raise UserError(
+            f"cohort {name}: expected one file for {first['recording_id'].iloc[0]}, found {len(first)}: {files}; "
+            "choose with 'resolution', 'space' or 'entities' in the cohort file"
+        )
+
+
+def _what_is_there(cohort: Mapping[str, Any]) -> str:
+    if cohort["source"]["type"] != "fmriprep":
+        return ""
+    images = _bids_images(Path(cohort["source"]["path"]), {**cohort, "tasks": None, "entities": {}})
+    images = images[images["desc"] == "preproc"]
+    spaces, tasks = (sorted(images[column].dropna().unique()) for column in ("space", "task"))
+    return f"there are preprocessed volumes in the spaces {spaces} of the tasks {tasks}; " if len(images) else ""
+
+
+def fingerprint(paths: Iterable[str]) -> str:
+    """Size and modification time of files as text; changes whenever one of them changes."""
+    parts = []
+    for path in paths:
+        try:
+            status = os.stat(path) if path else None
+        except OSError:
+            status = None
+        parts.append(f"{status.st_size}:{status.st_mtime_ns}" if status else "absent")
+    return " ".join(parts)

@@ -1,0 +1,229 @@
+"""The configuration: read, checked against the schemas, completed with defaults, one object for the whole workflow."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from semantoks.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCHEMAS = REPOSITORY / "workflow" / "schemas"
+SECTIONS = ("fmriprep", "atlas", "networks", "parcellate", "qc", "shards", "embed", "probe", "tables")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """One cohort: its name and its validated settings (see ``config/README.md`` for the keys)."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Where the data are: ``type``, ``path`` and the keys of that type."""
+        source: Mapping[str, Any] = self.settings["source"]
+        return source
+
+    @property
+    def imports_timeseries(self) -> bool:
+        """Whether the cohort brings extracted time series instead of images."""
+        return self.source["type"] in ("hdf5", "files")
+
+    def json(self) -> str:
+        """Name and settings as JSON, in the form in which stages receive them."""
+        return json.dumps({"name": self.name, **self.settings}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The validated configuration with every default filled in."""
+
+    values: Mapping[str, Any]
+    cohorts: tuple[Cohort, ...]
+
+    @property
+    def results(self) -> Path:
+        """Folder of all outputs."""
+        return Path(self.values["results_dir"])
+
+    def section(self, name: str) -> dict[str, Any]:
+        """One section of the configuration, e.g. ``parcellate``."""
+        section: dict[str, Any] = copy.deepcopy(self.values[name])
+        return section
+
+    def json(self, name: str, **further: Any) -> str:
+        """One section as JSON, with further keys, in the form in which stages receive it."""
+        return json.dumps(self.section(name) | further, sort_keys=True)
+
+    def cohort(self, name: str) -> Cohort:
+        """The cohort of that name."""
+        return next(cohort for cohort in self.cohorts if cohort.name == name)
+
+    @property
+    def pretrain_cohorts(self) -> list[str]:
+        """Names of the cohorts that are pretrained on unless an encoder says otherwise."""
+        return [cohort.name for cohort in self.cohorts if cohort.settings["role"] in ("pretrain", "both")]
+
+    @property
+    def probe_cohorts(self) -> list[str]:
+        """Names of the cohorts that are probed: with a role for it and at least one phenotype."""
+        return [c.name for c in self.cohorts if c.settings["role"] in ("probe", "both") and c.settings["phenotypes"]]
+
+
+def load_settings(config: Mapping[str, Any], where: str = "config") -> Settings:
+    """Check a configuration and its cohort files and fill in the defaults.
+
+    Parameters
+    ----------
+    config : the configuration as read from YAML, e.g. Snakemake's ``config``.
+    where : name of the file it came from, for messages.
+
+    Raises
+    ------
+    UserError
+        Unknown or misspelt keys (with the nearest valid one), wrong types or values, missing cohort files.
+    """
+    values = _validated(config, config_schema(), where)
+    cohorts = [_load_cohort(entry, where) for entry in values["cohorts"]]
+    names = [cohort.name for cohort in cohorts]
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: key 'cohorts': expected different names, found {names}; rename a cohort's file")
+    for encoder, settings in values["pretrain"]["encoders"].items():
+        unknown = set(settings.get("cohorts", names)) - set(names)
+        if unknown:
+            raise UserError(
+                f"{where}: key 'pretrain.encoders.{encoder}.cohorts': expected some of {names}, found "
+                f"{sorted(unknown)}; add them to 'cohorts' or remove them here"
+            )
+    return Settings(values, tuple(cohorts))
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of the configuration, put together from the schemas of the sections."""
+    schema = _read_yaml(SCHEMAS / "config.schema.yaml")
+    for section in SECTIONS:
+        schema["properties"][section] |= _read_yaml(SCHEMAS / f"{section}.schema.yaml")
+    encoder = _read_yaml(SCHEMAS / "pretrain.schema.yaml")
+    encoder["properties"] |= _read_yaml(SCHEMAS / "encoder.schema.yaml")
+    schema["properties"]["pretrain"]["properties"]["encoders"]["additionalProperties"] = encoder
+    return schema
+
+
+def cohort_schema() -> dict[str, Any]:
+    """The JSON schema of a cohort file, with the schema of a phenotype inside."""
+    schema = _read_yaml(SCHEMAS / "cohort.schema.yaml")
+    schema["properties"]["phenotypes"]["additionalProperties"] = _read_yaml(SCHEMAS / "phenotype.schema.yaml")
+    return schema
+
+
+def _load_cohort(entry: str, where: str) -> Cohort:
+    is_path = entry.endswith((".yaml", ".yml"))
+    candidates = [Path(entry)] if is_path else [folder / f"config/cohorts/{entry}.yaml" for folder in (Path(), REPOSITORY)]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        near = difflib.get_close_matches(entry, [p.stem for p in (REPOSITORY / "config/cohorts").glob("*.yaml")], n=1)
+        raise UserError(
+            f"{where}: key 'cohorts': expected a cohort file for {entry!r}, found none at {candidates[0]}"
+            + (f"; did you mean {near[0]!r}?" if near else "; write one (config/README.md, 'A cohort')")
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", path.stem):
+        raise UserError(f"{path}: expected a file name of letters, digits, '-' and '_', found {path.stem!r}; rename it")
+    content = _read_yaml(path)
+    expanded = _expand_variables(content, path, [])
+    return Cohort(path.stem, _validated(expanded, cohort_schema(), str(path)))
+
+
+def _expand_variables(value: Any, path: Path, keys: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand_variables(item, path, [*keys, str(key)]) for key, item in value.items()}
+    if isinstance(value, str) and keys[-1:] in (["path"], ["derivatives"]):
+        for name in re.findall(r"\$\{(\w+)\}", value):
+            if name not in os.environ:
+                raise UserError(
+                    f"{path}: key '{'.'.join(keys)}': expected the environment variable {name} to hold a folder, "
+                    f"found it unset; run `export {name}=/the/folder` or write the path into the file"
+                )
+            value = value.replace(f"${{{name}}}", os.environ[name])
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: expected YAML, found {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+    return content
+
+
+def _validated(values: Mapping[str, Any], schema: dict[str, Any], where: str) -> dict[str, Any]:
+    filled = _with_defaults(copy.deepcopy(dict(values)), schema)
+    errors = sorted(_leaves(Draft202012Validator(schema).iter_errors(filled)), key=lambda error: list(map(str, error.path)))
+    if errors:
+        raise UserError("\n".join(dict.fromkeys(_message(error, where) for error in errors)))
+    return filled
+
+
+def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Fill in defaults, downwards; of a ``oneOf`` the branch whose constants fit the value."""
+    if not isinstance(value, dict):
+        return value
+    for branch in schema.get("oneOf", ()):
+        constants = {k: s["const"] for k, s in branch.get("properties", {}).items() if "const" in s}
+        if all(value.get(key) == constant for key, constant in constants.items()):
+            _with_defaults(value, branch)
+    for key, subschema in schema.get("properties", {}).items():
+        if key not in value and "default" in subschema:
+            value[key] = copy.deepcopy(subschema["default"])
+        if key in value:
+            value[key] = _with_defaults(value[key], subschema)
+    further = schema.get("additionalProperties")
+    if isinstance(further, Mapping):
+        for key in value.keys() - schema.get("properties", {}).keys():
+            value[key] = _with_defaults(value[key], further)
+    return value
+
+
+def _leaves(errors: Iterator[ValidationError]) -> Iterator[ValidationError]:
+    """Errors, with those of a ``oneOf`` replaced by the errors of the branch that was meant."""
+    for error in errors:
+        if error.validator == "oneOf":
+            branches: dict[int, list[ValidationError]] = {}
+            for child in error.context or ():
+                branches.setdefault(int(child.schema_path[0]), []).append(child)
+            meant = [found for found in branches.values() if not any(c.validator == "const" for c in found)]
+            yield from meant[0] if len(meant) == 1 else []
+        else:
+            yield error
+
+
+def _message(error: ValidationError, where: str) -> str:
+    keys = ".".join(map(str, error.absolute_path))
+    inside = f"key '{keys}': " if keys else ""
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        unknown = [key for key in error.instance if key not in known]
+        prefix = f"{keys}." if keys else ""
+        return "\n".join(f"{where}: unknown key '{prefix}{key}'; {_nearest(key, known)}" for key in unknown)
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"{where}: {inside}expected the key {', '.join(map(repr, missing))}, found none; add it (config/README.md)"
+    return f"{where}: {inside}{error.message}"
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(sorted(known))}"
