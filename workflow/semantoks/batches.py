@@ -16,13 +16,8 @@ from semantoks.files import write_text
 from semantoks.recordings import fingerprint, list_recordings
 
 
-def update_batches(cohort: Mapping[str, Any], folder: Path, batch_size: int) -> list[str]:
-    """List a cohort's recordings and bring the manifest and the fingerprints in ``folder`` up to date.
-
-    Returns
-    -------
-    Names of the batches that hold recordings, in order.
-    """
+def update_batches(cohort: Mapping[str, Any], folder: Path, batch_size: int) -> None:
+    """List a cohort's recordings and bring the manifest and the fingerprints in ``folder`` up to date."""
     listing = list_recordings(cohort)
     manifest = assign(listing["recording_id"].tolist(), read_manifest(folder), batch_size)
     _write_if_changed(folder / "manifest.tsv", manifest.to_csv(sep="\t", index=False))
@@ -31,7 +26,20 @@ def update_batches(cohort: Mapping[str, Any], folder: Path, batch_size: int) -> 
     for batch, rows in listing.groupby("batch"):
         text = rows[["recording_id", "fingerprint"]].sort_values("recording_id").to_csv(sep="\t", index=False)
         _write_if_changed(folder / f"{batch}.tsv", text)
-    return sorted(listing["batch"].unique())
+    for emptied in set(current_batches(folder)) - set(listing["batch"]):
+        (folder / f"{emptied}.tsv").unlink()
+
+
+def current_batches(folder: Path) -> list[str]:
+    """Names of the batches that hold recordings, in order."""
+    return sorted(path.stem for path in folder.glob("part-*.tsv"))
+
+
+def current_participants(folder: Path) -> list[str]:
+    """Labels of the participants with recordings, in order."""
+    tables = [pd.read_csv(folder / f"{batch}.tsv", sep="\t", dtype=str) for batch in current_batches(folder)]
+    recordings = pd.concat(tables)["recording_id"]
+    return sorted(set(recordings.str.extract(r"^sub-([^_]+)")[0]))
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:

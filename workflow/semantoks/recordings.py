@@ -23,6 +23,9 @@ ENTITIES = ["task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space", "
 COLUMNS = ["participant_id", "session_id", "recording_id", *ENTITIES, "paths", "exclude_reason"]
 """Columns of a listing; ``paths`` is a tuple whose first entry is the image or the (first) time-series file."""
 
+FIELDS = ["participant_id", "session_id", "task", "run"]
+"""What a pattern of imported time series may name."""
+
 
 def list_recordings(cohort: Mapping[str, Any]) -> pd.DataFrame:
     """List the recordings of a cohort, one row each, sorted by ``recording_id``.
@@ -140,8 +143,8 @@ def _check_labels(root: Path) -> None:
     bad = sorted(p.name for p in root.glob("sub-*") if p.is_dir() and not re.fullmatch(r"sub-[A-Za-z0-9+]+", p.name))
     if bad:
         raise UserError(
-            f"{root}: expected participant folders named sub-<letters and digits>, found {', '.join(map(repr, bad[:5]))}; "
-            "rename them (BIDS labels are alphanumeric)"
+            f"{root}: expected participant folders named sub-<letters and digits>, found "
+            f"{', '.join(map(repr, bad[:5]))}; rename them (BIDS labels are alphanumeric)"
         )
 
 
@@ -162,22 +165,40 @@ def _without_single_echoes(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _list_hdf5(cohort: Mapping[str, Any]) -> pd.DataFrame:
+    return _listing(hdf5_recordings(cohort["source"]))
+
+
+def hdf5_recordings(source: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Recordings of an HDF5 file, in the order of the rows of its datasets."""
     import h5py
 
-    source = cohort["source"]
     try:
         with h5py.File(source["path"], "r") as file:
-            for key in ("dataset", "id"):
-                if source[key] not in file:
+            for dataset in [*source["datasets"], source["id"]]:
+                if dataset not in file:
                     raise UserError(
-                        f"{source['path']}: key 'source.{key}': expected the dataset {source[key]!r}, found "
-                        f"{', '.join(_datasets(file))}; correct the cohort file"
+                        f"{source['path']}: keys 'source.datasets' and 'source.id': expected the dataset {dataset!r}, "
+                        f"found {', '.join(_datasets(file))}; correct the cohort file"
                     )
             ids = [value.decode() if isinstance(value, bytes) else str(value) for value in file[source["id"]][:]]
     except OSError as error:
         raise UserError(f"{source['path']}: expected an HDF5 file, found {error}") from None
-    rows = [{"participant_id": label, "recording_id": f"sub-{label}", "paths": (source["path"],)} for label in ids]
-    return _listing(rows)
+    expression = _pattern_expression(source["id_pattern"])
+    rows = []
+    for label in ids:
+        match = expression.fullmatch(label)
+        if not match:
+            raise UserError(
+                f"{source['path']}: key 'source.id_pattern': expected ids like {source['id_pattern']!r}, "
+                f"found {label!r}"
+            )
+        rows.append(_imported_row(match.groupdict(), (source["path"],)))
+    return rows
+
+
+def hdf5_positions(source: Mapping[str, Any]) -> dict[str, int]:
+    """Row of each recording in the datasets of an HDF5 file, by ``recording_id``."""
+    return {row["recording_id"]: position for position, row in enumerate(hdf5_recordings(source))}
 
 
 def _datasets(file: Any) -> list[str]:
@@ -191,42 +212,49 @@ def _list_files(cohort: Mapping[str, Any]) -> pd.DataFrame:
     source = cohort["source"]
     root = Path(source["path"])
     found: dict[tuple[str, ...], list[str]] = {}
-    names = ["participant_id", "session_id", "task", "run"]
     for number, pattern in enumerate(source["patterns"]):
         expression = _pattern_expression(pattern)
         for path in sorted(root.rglob("*")):
             match = expression.fullmatch(path.relative_to(root).as_posix())
             if match and path.is_file():
                 fields = match.groupdict()
-                parts = found.setdefault(tuple(fields.get(n) or "" for n in names), [""] * len(source["patterns"]))
+                parts = found.setdefault(tuple(fields.get(n) or "" for n in FIELDS), [""] * len(source["patterns"]))
                 if parts[number]:
-                    raise UserError(f"{root}: pattern {pattern!r} fits {parts[number]} and {path}; make it more specific")
+                    raise UserError(
+                        f"{root}: pattern {pattern!r} fits {parts[number]} and {path}; make it more specific"
+                    )
                 parts[number] = str(path)
     rows = []
     for values, parts in found.items():
-        fields = dict(zip(names, values, strict=True))
-        prefixes = {"participant_id": "sub", "session_id": "ses"}
         missing = [pattern for pattern, path in zip(source["patterns"], parts, strict=True) if not path]
-        rows.append(
-            {name: value or None for name, value in fields.items()}
-            | {
-                "recording_id": "_".join(f"{prefixes.get(n, n)}-{v}" for n, v in fields.items() if v),
-                "paths": tuple(parts),
-                "exclude_reason": f"no file for {', '.join(missing)}" if missing else None,
-            }
-        )
+        reason = f"no file for {', '.join(missing)}" if missing else None
+        rows.append(_imported_row(dict(zip(FIELDS, values, strict=True)), tuple(parts), reason))
     return _listing(rows)
+
+
+def _imported_row(
+    fields: Mapping[str, str | None], paths: tuple[str, ...], reason: str | None = None
+) -> dict[str, Any]:
+    """Row of a recording that is known by the fields of a pattern."""
+    prefixes = {"participant_id": "sub", "session_id": "ses", "task": "task", "run": "run"}
+    known = {name: fields[name] for name in FIELDS if fields.get(name)}
+    return {
+        **known,
+        "recording_id": "_".join(f"{prefixes[name]}-{value}" for name, value in known.items()),
+        "paths": paths,
+        "exclude_reason": reason,
+    }
 
 
 def _pattern_expression(pattern: str) -> re.Pattern[str]:
     pieces = re.split(r"(\{\w+\}|\*)", pattern)
-    fields = {"{participant_id}", "{session_id}", "{task}", "{run}"}
+    fields = [f"{{{name}}}" for name in FIELDS]
     expression = ""
     for piece in pieces:
         if piece in fields:
             expression += f"(?P<{piece[1:-1]}>[^/]+?)"
         elif piece.startswith("{"):
-            raise UserError(f"source.patterns: unknown field {piece} in {pattern!r}; known: {', '.join(sorted(fields))}")
+            raise UserError(f"source.patterns: unknown field {piece} in {pattern!r}; known: {', '.join(fields)}")
         else:
             expression += "[^/]*" if piece == "*" else re.escape(piece)
     return re.compile(expression)

@@ -1,0 +1,211 @@
+"""Stage ``index``: one table of a cohort's recordings, with TR and number of frames from sidecars and headers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import bids2table
+import nibabel
+import numpy as np
+import pandas as pd
+
+from semantoks.batches import read_manifest
+from semantoks.errors import UserError, run_command
+from semantoks.files import KEY, provenance, read_json, read_text_table, write_table
+from semantoks.recordings import ENTITIES, hdf5_positions, list_derivatives, list_recordings
+
+COLUMNS = [*KEY, "batch", *ENTITIES, "bold_path", "mask_path", "confounds_path", "tr", "n_frames", "source", "site"]
+COLUMNS += ["mean_fd", "exclude_reason"]
+
+
+def build_index(cohort: Mapping[str, Any], manifest: pd.DataFrame, status_files: Sequence[Path] = ()) -> pd.DataFrame:
+    """The index of a cohort: one row per recording, unusable ones with their reason.
+
+    Parameters
+    ----------
+    cohort : validated cohort settings with ``name``.
+    manifest : batch of each recording, columns recording_id and batch.
+    status_files : fMRIPrep's status per participant, for cohorts of type ``bids``.
+
+    Returns
+    -------
+    Table with :data:`COLUMNS`; ``tr`` in seconds, ``mean_fd`` in mm (from the participants table, else null).
+    """
+    listing = list_recordings(cohort)
+    source = cohort["source"]["type"]
+    if source == "bids":
+        listing = _with_derivatives(listing, cohort, status_files)
+    listing[["bold_path", "mask_path", "confounds_path"]] = _path_columns(listing["paths"], images=source != "files")
+    described = _describe_hdf5(listing, cohort) if source == "hdf5" else _describe_files(listing, cohort)
+    index = listing.join(described).assign(cohort=cohort["name"], source=source)
+    index["exclude_reason"] = index["exclude_reason"].where(index["exclude_reason"].notna(), index["header_reason"])
+    index = index.merge(manifest, on="recording_id", how="left", validate="one_to_one")
+    index = _with_participants(index, cohort)
+    index["n_frames"] = index["n_frames"].astype("Int64")
+    text = [column for column in COLUMNS if column not in ("tr", "n_frames", "mean_fd")]
+    index[text] = index[text].astype(object).where(index[text].notna(), None)
+    return index[COLUMNS].sort_values("recording_id", ignore_index=True)
+
+
+def _path_columns(paths: pd.Series, images: bool) -> list[tuple[str | None, str | None, str | None]]:
+    """Image, mask and confounds path; the parts of an imported recording stay together, separated by newlines."""
+    if images:
+        padded = [(*path, "", "")[:3] for path in paths]
+    else:
+        padded = [("\n".join(path), "", "") for path in paths]
+    return [(bold or None, mask or None, confounds or None) for bold, mask, confounds in padded]
+
+
+def _with_derivatives(listing: pd.DataFrame, cohort: Mapping[str, Any], status_files: Sequence[Path]) -> pd.DataFrame:
+    """Replace raw files by fMRIPrep's; a recording without derivative gets the reason from the status."""
+    statuses = [read_json(path) for path in status_files]
+    reasons = {
+        status["participant"].removeprefix("sub-"): status.get("reason") for status in statuses if status.get("reason")
+    }
+    derivatives = list_derivatives(cohort, cohort["source"]["derivatives"]).set_index("recording_id")
+    double = derivatives.index[derivatives.index.duplicated()]
+    if len(double):
+        files = ", ".join(str(paths[0]) for paths in derivatives.loc[double[0], "paths"])
+        raise UserError(f"expected one derivative of {double[0]}, found {files}; choose with 'resolution'")
+    listing = listing.copy()
+    for row in listing.index:
+        recording, participant = listing.loc[row, "recording_id"], listing.loc[row, "participant_id"]
+        if recording in derivatives.index:
+            columns = ["space", "res", "desc", "paths", "exclude_reason"]
+            listing.loc[[row], columns] = derivatives.loc[[recording], columns].set_axis([row])
+        else:
+            reason = reasons.get(participant, "fMRIPrep finished without it")
+            listing.at[row, "paths"] = ("",)
+            listing.at[row, "exclude_reason"] = f"no desc-preproc_bold in space {cohort['space']}: {reason}"
+    return listing
+
+
+def _describe_files(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
+    """TR, number of frames and reason of each recording; headers and sidecars are read in parallel."""
+    override = cohort["tr"]
+    if cohort["source"]["type"] == "files":
+        reason = None if override else "no TR: set 'tr' in the cohort file, time-series files do not tell it"
+        rows = [(override, None, reason)] * len(listing)
+    else:
+        with ThreadPoolExecutor(16) as pool:
+            rows = list(pool.map(lambda path: _describe_image(path, override), listing["bold_path"]))
+    return pd.DataFrame(rows, columns=["tr", "n_frames", "header_reason"], index=listing.index, dtype=object).astype(
+        {"tr": float}
+    )
+
+
+def _describe_image(path: str | None, override: float | None) -> tuple[float | None, int | None, str | None]:
+    if path is None:
+        return override, None, None
+    if not Path(path).exists():
+        return override, None, f"unreadable: {path} is a link to nothing (annexed data not fetched?)"
+    sidecar = bids2table.load_bids_metadata(path)
+    tr = override or sidecar.get("RepetitionTime")
+    if "VolumeTiming" in sidecar:
+        return tr, None, "sparse acquisition (VolumeTiming): no regular sampling interval"
+    if Path(path).stat().st_size == 0:
+        return tr, None, "empty image"
+    try:
+        header: Any = nibabel.load(path).header
+    except (nibabel.filebasedimages.ImageFileError, OSError, ValueError) as error:
+        return tr, None, f"unreadable image: {error}"
+    shape = header.get_data_shape()
+    if len(shape) != 4:
+        return tr, None, f"expected a 4D image, found {len(shape)}D"
+    tr = tr or _header_tr(header)
+    if tr is None or not 0.05 <= tr <= 30:
+        return None, int(shape[3]), f"TR: expected 0.05 to 30 s in the sidecar or header, found {tr}"
+    return float(tr), int(shape[3]), None
+
+
+def _header_tr(header: Any) -> float | None:
+    """TR in seconds from the NIfTI header, whose unit may be ms; None when it is not set."""
+    scale = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(header.get_xyzt_units()[1], 1.0)
+    tr = float(header.get_zooms()[3]) * scale
+    return tr if tr > 0 else None
+
+
+def _describe_hdf5(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
+    import h5py
+
+    source = cohort["source"]
+    positions = hdf5_positions(source)
+    with h5py.File(source["path"], "r") as file:
+        tr = file[source["tr"]][:] if source["tr"] in file else None
+        if tr is None and cohort["tr"] is None:
+            raise UserError(
+                f"{source['path']}: key 'source.tr': expected the dataset {source['tr']!r} with the TR of each "
+                "recording, found none; correct the key or set 'tr' in the cohort file"
+            )
+        width = file[source["datasets"][0]].shape[-1]
+        length = file[source["length"]][:] if source["length"] in file else np.full(len(positions), width)
+    rows = []
+    for recording in listing["recording_id"]:
+        position = positions[recording]
+        seconds = cohort["tr"] or round(float(tr[position]), 6)
+        valid = 0.05 <= seconds <= 30
+        rows.append((seconds, int(length[position]), None if valid else f"TR: expected 0.05 to 30 s, found {seconds}"))
+    return pd.DataFrame(rows, columns=["tr", "n_frames", "header_reason"], index=listing.index)
+
+
+def _with_participants(index: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
+    """Site and mean framewise displacement from the participants table; null for participants not in it."""
+    index["site"], index["mean_fd"] = None, np.nan
+    if cohort["participants"] is None:
+        return index
+    table = read_text_table(cohort["participants"]["path"])
+    columns = {
+        "id": cohort["participants"]["id_column"],
+        "site": cohort["site_column"],
+        "mean_fd": cohort["mean_fd_column"],
+    }
+    missing = [column for column in columns.values() if column is not None and column not in table.columns]
+    if missing:
+        raise UserError(
+            f"{cohort['participants']['path']}: expected the columns {', '.join(map(repr, missing))}, found "
+            f"{', '.join(table.columns)}; correct the cohort file of {cohort['name']}"
+        )
+    labels = table[columns["id"]].astype(str).str.removeprefix("sub-")
+    if labels.duplicated().any():
+        double = labels[labels.duplicated()].iloc[0]
+        raise UserError(
+            f"{cohort['participants']['path']}: expected one row per participant, found several for {double}"
+        )
+    table = table.set_axis(labels)
+    participants = index["participant_id"].str.removeprefix("sub-")
+    if columns["site"]:
+        index["site"] = table[columns["site"]].reindex(participants).to_numpy()
+    if columns["mean_fd"]:
+        values = pd.to_numeric(table[columns["mean_fd"]], errors="coerce")
+        index["mean_fd"] = values.reindex(participants).to_numpy()
+    return index
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = argparse.ArgumentParser(prog="python -m semantoks.index", description=__doc__)
+    parser.add_argument(
+        "--settings", type=json.loads, required=True, help="the cohort's settings with its name, as JSON"
+    )
+    parser.add_argument("--manifest", type=Path, required=True, help="folder with the manifest of batches")
+    parser.add_argument("--fmriprep-status", type=Path, nargs="*", default=[], help="status files of fMRIPrep")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    cohort = arguments.settings
+    index = build_index(cohort, read_manifest(arguments.manifest), arguments.fmriprep_status)
+    usable = int(index["exclude_reason"].isna().sum())
+    if not usable:
+        reasons = "; ".join(index["exclude_reason"].value_counts().index[:3])
+        raise UserError(f"cohort {cohort['name']}: none of {len(index)} recordings can be used: {reasons}")
+    tables = [cohort["participants"]["path"]] if cohort["participants"] else []
+    write_table(arguments.output, index, provenance("index", cohort, tables, n_recordings=len(index)))
+    print(f"{cohort['name']}: {len(index)} recordings, {usable} usable so far")
+
+
+if __name__ == "__main__":
+    run_command(main)
