@@ -1,0 +1,213 @@
+"""Shards as one tensor: the scans that training and encoding draw crops from.
+
+Frames of all scans lie one after another, [frame, ROI] in float16, so that a crop is a run of rows wherever the
+tensor lies, and scans may differ in length. Casts to float32 come before any sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from semantoks.errors import UserError
+from semantoks.files import KEY, read_metadata, read_table
+from semantoks.model.networks import NetworkTable
+
+
+@dataclass
+class Corpus:
+    """Scans in memory.
+
+    Attributes
+    ----------
+    table : one row per scan with the key columns.
+    frames : [all frames, ROI] float16, z-scored per ROI and scan.
+    starts, lengths : [scan] int64, first row and number of rows of each scan in ``frames``.
+    present_networks : [scan, N] bool, networks of which enough ROIs have data.
+    networks, roi_names, source : the shards' network table, ROI names, and the rest of their metadata.
+    """
+
+    table: pd.DataFrame
+    frames: Tensor
+    starts: Tensor
+    lengths: Tensor
+    present_networks: Tensor
+    networks: NetworkTable
+    roi_names: list[str]
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def crops(self, scans: Tensor, starts: Tensor, crop: int) -> Tensor:
+        """Crops [B, ROI, crop] float32 of ``scans`` [B] from the samples ``starts`` [B]; zeros after a scan's end."""
+        offset = torch.arange(crop, device=self.frames.device)
+        sample = starts[:, None] + offset
+        inside = sample < self.lengths[scans, None]
+        rows = torch.where(inside, self.starts[scans, None] + sample, 0)
+        crops = self.frames[rows].float() * inside[..., None]
+        return crops.transpose(1, 2)
+
+    def present_tokens(self, scans: Tensor, crop: int, patch: int) -> Tensor:
+        """[B, N, P] bool: tokens of a present network in a patch that is not all padding."""
+        n_frames = self.lengths[scans].clamp(max=crop)
+        patches = torch.arange(crop // patch, device=scans.device) * patch < n_frames[:, None]
+        return self.present_networks[scans][:, :, None] & patches[:, None, :]
+
+    def complete(self, crop: int) -> bool:
+        """Whether every token of every crop has data, so that nothing need be masked for the teacher."""
+        return bool(self.present_networks.all()) and bool((self.lengths >= crop).all())
+
+    def to(self, device: torch.device | str) -> Corpus:
+        """The same corpus with its tensors on a device."""
+        names = ("frames", "starts", "lengths", "present_networks")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return Corpus(table=self.table, networks=self.networks, roi_names=self.roi_names, source=self.source, **moved)
+
+
+def load_corpus(
+    paths: Sequence[Path | str],
+    min_network_valid: float = 0.5,
+    min_frames: int = 40,
+    networks: NetworkTable | None = None,
+    roi_names: Sequence[str] | None = None,
+) -> Corpus:
+    """Read shards.
+
+    Parameters
+    ----------
+    paths : shard files of one atlas.
+    min_network_valid : a network with a smaller share of valid ROIs is masked (DESIGN, 'a parcel without data').
+    min_frames : shorter scans are an error; the shard stage excludes them with a reason.
+    networks, roi_names : of the model, when there is one: ROIs are matched by name, and parcels that the shards
+        do not have (no cerebellum, no subcortex) count as parcels without data.
+
+    Raises
+    ------
+    UserError
+        For no scans, shards that differ in atlas, ROI order, networks or sampling, or do not fit the model.
+    """
+    if not paths:
+        raise UserError("--shards: expected at least one shard file, found none")
+    metadata = _common_metadata(paths)
+    shard_names = list(metadata["roi_names"])
+    if networks is None or roi_names is None:
+        networks, roi_names = NetworkTable.from_labels(metadata["networks"]), shard_names
+    columns = _matching_columns(shard_names, list(roi_names), paths[0])
+    keys = [*KEY, "n_rois", "n_frames", "valid"]
+    table = pd.concat([read_table(path, keys) for path in paths], ignore_index=True)
+    if table.empty:
+        raise UserError(f"{paths[0]}: expected at least one scan in {len(paths)} shard files, found none; see the qc")
+    _check_lengths(table, min_frames)
+    lengths = table["n_frames"].to_numpy(np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    frames = torch.zeros(int(lengths.sum()), len(roi_names), dtype=torch.float16)
+    target = frames.numpy()
+    for start, bold in zip(starts, _scans(paths), strict=True):
+        target[start : start + bold.shape[1], columns] = bold.T
+    valid = np.zeros((len(table), len(roi_names)), dtype=bool)
+    valid[:, columns] = np.stack(table.pop("valid").to_list())
+    return Corpus(
+        table=table[KEY],
+        frames=frames,
+        starts=torch.from_numpy(starts),
+        lengths=torch.from_numpy(lengths),
+        present_networks=torch.from_numpy(present_networks(valid, networks, min_network_valid)),
+        networks=networks,
+        roi_names=list(roi_names),
+        source={key: value for key, value in metadata.items() if key in ("atlas", "settings")},
+    )
+
+
+def present_networks(valid: np.ndarray, networks: NetworkTable, min_share: float) -> np.ndarray:
+    """[scan, N] bool: networks of which at least ``min_share`` of the ROIs are valid, of ``valid`` [scan, ROI]."""
+    membership = np.eye(len(networks.names))[list(networks.of_roi)]
+    shares = valid.astype(np.float64) @ membership / np.asarray(networks.sizes)
+    present: np.ndarray = (shares >= min_share) & (shares > 0)
+    return present
+
+
+def _common_metadata(paths: Sequence[Path | str]) -> dict[str, Any]:
+    """Metadata of the first shard, after checking that the others agree in all that a model depends on."""
+    first, *others = (read_metadata(path) for path in paths)
+    for path, other in zip(paths[1:], others, strict=True):
+        for key, what in (
+            ("atlas", "the same atlas"),
+            ("roi_names", "the same ROIs in the same order"),
+            ("networks", "the same network of each ROI"),
+        ):
+            if other.get(key) != first.get(key):
+                raise UserError(
+                    f"{path}: expected {what} as in {paths[0]}, found {_difference(first.get(key), other.get(key))}; "
+                    "train on shards of one atlas and one network table"
+                )
+        found, expected = (shard["settings"].get("tr") for shard in (other, first))
+        if found != expected:
+            raise UserError(f"{path}: expected a TR of {expected} s as in {paths[0]}, found {found} s")
+    return first
+
+
+def _difference(expected: Any, found: Any) -> str:
+    """Where two metadata values first differ, in words."""
+    if isinstance(expected, list) and isinstance(found, list):
+        if len(expected) != len(found):
+            return f"{len(found)} instead of {len(expected)} entries"
+        index = next(i for i, pair in enumerate(zip(expected, found, strict=True)) if pair[0] != pair[1])
+        return f"{found[index]!r} instead of {expected[index]!r} at position {index}"
+    return f"{found!r} instead of {expected!r}"
+
+
+def _matching_columns(shard_names: list[str], model_names: list[str], path: Path | str) -> list[int]:
+    """Position in the model of each ROI of the shards; an unknown ROI or another order is an error."""
+    position = {name: index for index, name in enumerate(model_names)}
+    unknown = [name for name in shard_names if name not in position]
+    if unknown:
+        raise UserError(
+            f"{path}: expected ROIs that the model knows, found {len(unknown)} others, first {unknown[0]!r}; "
+            "encode shards of the atlas that the model was trained on"
+        )
+    columns = [position[name] for name in shard_names]
+    for before, after in zip(columns, columns[1:], strict=False):
+        if after <= before:
+            raise UserError(
+                f"{path}: expected ROIs in the order of the model, found {model_names[after]!r} after "
+                f"{model_names[before]!r}; the label table has another order than the model's"
+            )
+    return columns
+
+
+def _check_lengths(table: pd.DataFrame, min_frames: int) -> None:
+    short = table[table["n_frames"] < min_frames]
+    if len(short) == len(table):
+        raise UserError(
+            f"shards: expected scans of at least {min_frames} samples (two patches), found none among "
+            f"{len(table)}; the longest has {table['n_frames'].max()}; use shorter patches or longer scans"
+        )
+    if len(short):
+        row = short.iloc[0]
+        raise UserError(
+            f"{row['recording_id']}: expected at least {min_frames} samples (two patches), found {row['n_frames']} "
+            f"(and {len(short) - 1} more such scans); raise the shards' minimum length so that it excludes them"
+        )
+
+
+def _scans(paths: Sequence[Path | str]) -> Iterator[np.ndarray]:
+    """BOLD of every scan, [ROI, time] float16, in the order of the tables, one row group in memory at a time."""
+    for path in paths:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["recording_id", "n_rois", "bold"]):
+            for row in batch.to_pylist():
+                bold = np.frombuffer(row["bold"], dtype="<f2")
+                if bold.size % row["n_rois"]:
+                    raise UserError(
+                        f"{path}: {row['recording_id']}: expected a multiple of {row['n_rois']} values (ROIs), "
+                        f"found {bold.size}; the shard is damaged, make it again"
+                    )
+                yield bold.reshape(row["n_rois"], -1)

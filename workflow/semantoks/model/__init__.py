@@ -1,0 +1,1 @@
+"""The encoder: network table, semantic tokenizer, transformer, projection head, and their weights on disk."""

@@ -1,0 +1,132 @@
+"""Which tokens the student does not see (METHOD §6), drawn for a whole batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from semantoks.errors import UserError
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """How tokens are masked.
+
+    Attributes
+    ----------
+    kind : ``slice`` (per sample and view a coin: whole networks or contiguous patches), ``network`` or
+        ``temporal`` only, or ``random`` tokens.
+    probability : of masking the whole batch in a step.
+    low, high : bounds of the nominal masked share.
+    exact_ratio : round the nominal share to the nearest count; the reference rounds such that it masks
+        about .63 where the nominal mean is .75.
+    """
+
+    kind: Literal["slice", "network", "temporal", "random"] = "slice"
+    probability: float = 0.5
+    low: float = 0.65
+    high: float = 0.85
+    exact_ratio: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high < 1:
+            raise UserError(f"masks.low, masks.high: expected 0 < low ≤ high < 1, found {self.low} and {self.high}")
+
+
+def draw_masks(
+    present: Tensor, settings: MaskSettings, generator: torch.Generator, canonical: Sequence[int] | None = None
+) -> Tensor:
+    """Draw one mask per crop.
+
+    At least one present token is masked and one stays visible; a kind of slice that cannot do so for a crop
+    (two networks, one patch) gives way to the other. A crop with a single present token is not masked.
+
+    Parameters
+    ----------
+    present : [B, N, P] bool, tokens with data: a set of networks × a run of patches from the first on.
+    generator : on the device of ``present``.
+    canonical : for finer tokens, the canonical network of each of the N token rows; network slices then
+        take whole canonical networks.
+
+    Returns
+    -------
+    [B, N, P] bool, True = masked; absent tokens are never part of it.
+    """
+    if settings.kind == "random":
+        return _random(present, settings, generator)
+    networks, network_possible = _networks(present.any(dim=2), settings, generator, canonical)
+    patches, patch_possible = _patches(present.any(dim=1), settings, generator)
+    if settings.kind == "slice":
+        wanted = torch.rand(len(present), generator=generator, device=present.device) < 0.5
+    else:
+        wanted = torch.full((len(present),), settings.kind == "network", device=present.device)
+    take_networks = (wanted & network_possible) | ~patch_possible
+    mask = torch.where(take_networks[:, None, None], networks[:, :, None], patches[:, None, :])
+    return mask & present
+
+
+def _networks(
+    present: Tensor, settings: MaskSettings, generator: torch.Generator, canonical: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    """Random networks [B, N], and whether the reference's range of counts [B] holds one.
+
+    k of N networks, k uniform on ⌊low·N⌋ … ⌊high·N⌋−1 (exact: of the rounded bounds), N counting present ones.
+    """
+    groups = torch.tensor(range(present.shape[1]) if canonical is None else canonical, device=present.device)
+    n_groups = present.shape[1] if canonical is None else max(canonical) + 1
+    group_present = torch.zeros(len(present), n_groups, device=present.device)
+    group_present = group_present.index_add(1, groups, present.float()) > 0
+    n_present = group_present.sum(dim=1)
+    if settings.exact_ratio:
+        low, high = (settings.low * n_present).round().long(), (settings.high * n_present).round().long()
+    else:
+        low, high = _floor(settings.low, n_present), _floor(settings.high, n_present) - 1
+    low, high = low.clamp(min=1), torch.minimum(high, n_present - 1)
+    draw = _uniform(len(present), generator)
+    count = low + (draw * (high - low + 1).clamp(min=1)).long()
+    count = torch.minimum(count, (n_present - 1).clamp(min=0))
+    rank = torch.rand(len(present), n_groups, generator=generator, device=present.device)
+    rank = rank.masked_fill(~group_present, 2.0).argsort(dim=1).argsort(dim=1)
+    return (rank < count[:, None])[:, groups], high >= low
+
+
+def _patches(present: Tensor, settings: MaskSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Contiguous patches [B, P] with a uniform start, and whether there are two patches to choose from [B].
+
+    min(P, ⌈rP⌉) − 1 patches, r uniform between the bounds (exact: rP rounded), P counting present patches.
+    """
+    n_present = present.sum(dim=1)
+    ratio = settings.low + (settings.high - settings.low) * _uniform(len(present), generator)
+    if settings.exact_ratio:
+        count = (ratio * n_present).round().long()
+    else:
+        count = torch.minimum((ratio * n_present).ceil().long(), n_present) - 1
+    count = torch.minimum(count.clamp(min=1), (n_present - 1).clamp(min=0))
+    start = (_uniform(len(present), generator) * (n_present - count + 1)).long()
+    patch = torch.arange(present.shape[1], device=present.device)
+    masked = (patch >= start[:, None]) & (patch < (start + count)[:, None])
+    return masked, n_present > 1
+
+
+def _random(present: Tensor, settings: MaskSettings, generator: torch.Generator) -> Tensor:
+    """Present tokens anywhere, rounded rN·P of them: [B, N, P]."""
+    flat = present.flatten(1)
+    n_present = flat.sum(dim=1)
+    ratio = settings.low + (settings.high - settings.low) * _uniform(len(flat), generator)
+    count = torch.minimum((ratio * n_present).round().long().clamp(min=1), (n_present - 1).clamp(min=0))
+    rank = torch.rand(flat.shape, generator=generator, device=flat.device)
+    rank = rank.masked_fill(~flat, 2.0).argsort(dim=1).argsort(dim=1)
+    return (rank < count[:, None]).view_as(present)
+
+
+def _uniform(n: int, generator: torch.Generator) -> Tensor:
+    """U(0, 1) in float64, [n]."""
+    return torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+
+
+def _floor(share: float, count: Tensor) -> Tensor:
+    return (share * count.double() + 1e-9).floor().long()

@@ -1,0 +1,54 @@
+"""Sums over the processes of a data-parallel training; identities when there is one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def process_rank() -> int:
+    """Index of this process."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce whose gradient is the all-reduced gradient."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        distributed.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone()
+        distributed.all_reduce(gradient)
+        return gradient
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Sum over all processes, differentiable."""
+    if world_size() == 1:
+        return values
+    summed: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    return summed
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its sum over processes, in one message; parameters without gradient keep none."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    sizes = [gradient.numel() for gradient in gradients]
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(flat.split(sizes), gradients, strict=True)])

@@ -1,0 +1,150 @@
+"""Brain-Semantoks: a student agrees with its moving average on CLS, networks and masked tokens (METHOD §5)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from semantoks.model.encoder import Encoder, ProjectionHead
+from semantoks.objectives.losses import CODING_RATE_EPSILON, coding_rate_loss, token_loss
+from semantoks.objectives.views import Views
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Weights of the losses.
+
+    Attributes
+    ----------
+    token_weight : of the token loss.
+    ttr_weight : of the Teacher-guided Temporal Regularizer at step 0; its schedule is in ``Schedules``.
+    ttr_share : share of all steps after which it is off.
+    epsilon : distortion of the coding rate.
+    shared_head : one projection head for CLS, networks and tokens; false gives each its own.
+    """
+
+    token_weight: float = 0.5
+    ttr_weight: float = 0.5
+    ttr_share: float = 0.05
+    epsilon: float = CODING_RATE_EPSILON
+    shared_head: bool = True
+
+
+class Branch(nn.Module):
+    """Encoder and projection heads; student and teacher are one each."""
+
+    def __init__(self, encoder: Encoder, shared_head: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = ProjectionHead(encoder.settings)
+        self.network_head = None if shared_head else ProjectionHead(encoder.settings)
+        self.token_head = None if shared_head else ProjectionHead(encoder.settings)
+
+
+class Projections(NamedTuple):
+    """Unit-norm projections of both views by one branch; parts that no loss reads are None.
+
+    ``cls`` [2, m, p], ``networks`` [2, m, N, p], ``tokens`` [2, m, N·P, p]; ``outputs`` are the encoder's
+    tokens [2·m, n, D], without gradient, for monitoring.
+    """
+
+    cls: Tensor
+    networks: Tensor | None
+    tokens: Tensor | None
+    outputs: Tensor
+
+
+class Losses(NamedTuple):
+    """Scalars of a step; ``total`` is this process's share and carries the gradient, the others do not."""
+
+    total: Tensor
+    cls: Tensor
+    ttr: Tensor
+    token: Tensor
+    similarity: Tensor
+    coding_rate: Tensor
+
+
+class SelfDistillation(nn.Module):
+    """Student, teacher and their losses.
+
+    The small interface that any objective offers the training loop: ``project`` the views, ``losses`` from the
+    projections, ``after_step``. Keeping the two apart lets gradient accumulation see the whole batch's covariance.
+    """
+
+    def __init__(self, encoder: Encoder, settings: ObjectiveSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.student = Branch(encoder, settings.shared_head)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    def project(self, views: Views, ttr: bool) -> tuple[Projections, Projections]:
+        """Student and teacher projections; the teacher sees the unmasked views."""
+        hidden = None if views.present is None else ~views.present.repeat(2, 1, 1)
+        mask = views.mask
+        if mask is not None and hidden is not None:
+            mask = mask | hidden
+        student = self._branch(self.student, views, hidden if mask is None else mask, ttr)
+        with torch.no_grad():
+            teacher = self._branch(self.teacher, views, hidden, ttr)
+        return student, teacher
+
+    def _branch(self, branch: Branch, views: Views, mask: Tensor | None, ttr: bool) -> Projections:
+        only_cls = views.mask is None and not ttr
+        outputs = branch.encoder(views.bold, mask, only_cls)
+        cls = branch.head(outputs[:, 0]).unflatten(0, (2, -1))
+        networks = tokens = None
+        if ttr:
+            grid = outputs[:, 1:].unflatten(1, (branch.encoder.n_networks, -1))
+            head = branch.network_head or branch.head
+            networks = head(_mean_over_patches(grid, views.present)).unflatten(0, (2, -1))
+        if views.mask is not None:
+            head = branch.token_head or branch.head
+            tokens = head(outputs[:, 1:]).unflatten(0, (2, -1))
+        return Projections(cls, networks, tokens, outputs.detach())
+
+    def losses(
+        self, student: Projections, teacher: Projections, views: Views, ttr_weight: float, n_scans: int | None = None
+    ) -> Losses:
+        """Losses of a batch.
+
+        Parameters
+        ----------
+        views : their masks say which tokens count.
+        ttr_weight : weight of the TTR in this step.
+        n_scans : m of the global batch, when there are several processes.
+        """
+        epsilon = self.settings.epsilon
+        cls = coding_rate_loss(student.cls, teacher.cls, epsilon=epsilon)
+        zero = cls.loss.new_zeros(())
+        ttr = token = zero
+        if student.networks is not None and teacher.networks is not None:
+            weights = None if views.present is None else views.present.any(dim=2).flatten()
+            ttr = coding_rate_loss(student.networks.flatten(1, 2), teacher.networks.flatten(1, 2), weights, epsilon).loss
+        if student.tokens is not None and teacher.tokens is not None and views.mask is not None:
+            masked = views.mask.flatten(1).unflatten(0, (2, -1))
+            token = token_loss(student.tokens, teacher.tokens, masked, n_scans)
+        total = cls.loss + ttr_weight * ttr + self.settings.token_weight * token
+        return Losses(
+            total, cls.loss.detach(), ttr.detach(), token.detach(), cls.similarity, cls.coding_rate
+        )
+
+    @torch.no_grad()
+    def after_step(self, momentum: float) -> None:
+        """Move the teacher's parameters, not its buffers, towards the student's: t ← momentum·t + (1−momentum)·s."""
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+
+
+def _mean_over_patches(grid: Tensor, present: Tensor | None) -> Tensor:
+    """Mean of a network's tokens over its present patches: [2·m, N, P, D] → [2·m, N, D]."""
+    if present is None:
+        return grid.mean(dim=2)
+    weight = present.repeat(2, 1, 1).to(grid.dtype)
+    weight = weight / weight.sum(dim=2, keepdim=True).clamp(min=1)
+    return torch.einsum("bnp,bnpd->bnd", weight, grid)
+
+

@@ -1,0 +1,287 @@
+"""Recompute the numbers of the authors' implementation from its weights and compare (METHOD §8)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semantoks.errors import UserError, run_command
+from semantoks.files import read_json
+from semantoks.model.authors_layout import (
+    authors_views,
+    check_keys,
+    expected_tensors,
+    is_dead,
+    load_branch,
+    networks_from_map,
+    read_checkpoint,
+)
+from semantoks.model.encoder import Encoder, ModelSettings, scan_features
+from semantoks.objectives.schedules import Schedules, cosine
+from semantoks.objectives.self_distillation import Losses, ObjectiveSettings, Projections, SelfDistillation
+from semantoks.objectives.views import Views
+from semantoks.optimiser import make_optimiser, optimiser_step
+
+OUTPUT_TOLERANCE, GRADIENT_TOLERANCE, SCHEDULE_TOLERANCE = 1e-5, 1e-4, 1e-9
+
+
+@dataclass
+class Comparison:
+    """Worst relative error of every quantity."""
+
+    errors: dict[str, float] = field(default_factory=dict)
+    tolerances: dict[str, float] = field(default_factory=dict)
+    worst: dict[str, str] = field(default_factory=dict)
+
+    def add(self, quantity: str, found: Any, expected: Any, tolerance: float, detail: str = "") -> None:
+        """Compare one array (max|a−b| / max|b|) or scalar (|a−b| / |b|) under a quantity's name."""
+        found, expected = (np.asarray(value, dtype=np.float64) for value in (found, expected))
+        if found.shape != expected.shape:
+            raise UserError(f"{quantity}: expected the shape {expected.shape}, found {found.shape}")
+        scale = np.abs(expected).max()
+        difference = np.abs(found - expected).max()
+        error = float(difference / scale) if scale > 0 else float(difference)
+        if quantity not in self.errors or not error <= self.errors[quantity]:
+            self.errors[quantity], self.worst[quantity] = error, detail
+        self.tolerances[quantity] = tolerance
+
+    @property
+    def failed(self) -> list[str]:
+        """Quantities above their tolerance; NaN counts as above."""
+        return [name for name, error in self.errors.items() if not error <= self.tolerances[name]]
+
+    def report(self) -> str:
+        """One line per quantity."""
+        lines = [f"{'quantity':<48} {'relative error':>14} {'tolerance':>10}"]
+        for name, error in self.errors.items():
+            verdict = "FAILED" if name in self.failed else "ok"
+            detail = f"  ({self.worst[name]})" if self.worst[name] and name in self.failed else ""
+            lines.append(f"{name:<48} {error:>14.2e} {self.tolerances[name]:>10.0e}  {verdict}{detail}")
+        return "\n".join(lines)
+
+
+@dataclass
+class Reference:
+    """Files of a golden reference, and the model built from them."""
+
+    state: dict[str, Tensor]
+    arrays: dict[str, np.ndarray]
+    config: dict[str, Any]
+    expected: dict[str, Any]
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def read(cls, state_dict: Path, arrays: Path, expected: Path) -> Reference:
+        """Read weights, arrays and expected scalars."""
+        description = read_json(expected)
+        if not Path(arrays).is_file():
+            raise UserError(f"{arrays}: expected a file of arrays (.npz), found none")
+        with np.load(arrays) as archive:
+            loaded = {name: archive[name] for name in archive.files}
+        for name in ("network_map", "view1", "view2", "mask1", "mask2"):
+            if name not in loaded:
+                raise UserError(f"{arrays}: expected the array {name!r}, found {sorted(loaded)}")
+        return cls(read_checkpoint(state_dict), loaded, description["config"], description["expected"])
+
+    def objective(self) -> SelfDistillation:
+        """Student, teacher and heads with the stored weights."""
+        config, widths = self.config, [branch["out_channels"] for branch in self.config["tokenizer_config"]]
+        settings = ModelSettings(
+            width=config["embedding_dim"],
+            dense_width=widths[0],
+            depth=config["depth"],
+            head_width=config["embedding_dim"] // config["heads"],
+            mlp_width=config["mlp_dim"],
+            layer_scale=config["layer_scale_init_value"],
+            patch=config["patch_size"],
+            projection_hidden=config["projection_hidden_dim"],
+            projection_width=config["projection_bottleneck_dim"],
+        )
+        encoder = Encoder(settings, networks_from_map(self.arrays["network_map"].tolist()))
+        objective = SelfDistillation(
+            encoder, ObjectiveSettings(token_weight=config["mask_loss_weight"], ttr_weight=config["network_loss_weight"])
+        ).to(self.dtype)
+        n_patches = config["target_time_length"] // config["patch_size"]
+        roles = {"student": objective.student, "teacher": objective.teacher}
+        expected: dict[str, Tensor] = {}
+        for role, branch in roles.items():
+            expected |= expected_tensors(branch.state_dict(), branch.encoder, role, n_patches)
+        check_keys(self.state, expected)
+        for role, branch in roles.items():
+            load_branch(branch.state_dict(), branch.encoder, role, self.state)
+        return objective
+
+    def views(self, masked: bool) -> Views:
+        """The stored views, with the stored masks or none."""
+        mask = torch.cat([self.mask("mask1"), self.mask("mask2")]) if masked else None
+        return Views(torch.cat([self.bold("view1"), self.bold("view2")]), None, mask)
+
+    def bold(self, name: str) -> Tensor:
+        """A stored view, [B, ROI, T]."""
+        return torch.from_numpy(self.arrays[name]).to(self.dtype)
+
+    def mask(self, name: str) -> Tensor:
+        """A stored mask, [B, N, P] bool."""
+        return torch.from_numpy(self.arrays[name])
+
+
+def compare(reference: Reference, steps: Mapping[str, Any] | None = None) -> Comparison:
+    """Recompute all quantities that the reference holds."""
+    comparison = Comparison()
+    _compare_outputs(reference, comparison)
+    for name in ("ttr_on", "ttr_off", "unmasked_ttr_on"):
+        if name in reference.expected:
+            _compare_losses(reference, name, comparison)
+    for name, values in reference.expected.items():
+        if name.startswith("ema_after_update"):
+            _compare_teacher_update(reference, name, values, comparison)
+    if steps is not None:
+        _compare_steps(reference, steps, comparison)
+    return comparison
+
+
+@torch.no_grad()
+def _compare_outputs(reference: Reference, comparison: Comparison) -> None:
+    """Tokenizer, tokens, features and projections, those that are stored."""
+    objective = reference.objective()
+    student, teacher = objective.student, objective.teacher
+    view1, mask1 = reference.bold("view1"), reference.mask("mask1")
+    tokens = teacher.encoder(view1)
+    found = {
+        "student_tokenizer_output_view1": lambda: student.encoder.tokenizer(view1),
+        "student_tokens_view1_masked": lambda: student.encoder(view1, mask1),
+        "teacher_tokens_view1": lambda: tokens,
+        "features_cls_avg_view1": lambda: scan_features(tokens),
+        "teacher_projection_cls_view1": lambda: teacher.head(tokens[:, 0]),
+        "teacher_tokens_view1_no_cerebellum": lambda: teacher.encoder(view1, reference.mask("mask_no_cerebellum")),
+        "teacher_tokens_view1_60_samples": lambda: teacher.encoder(
+            reference.bold("view1_60_samples_padded"), reference.mask("mask_padding")
+        ),
+    }
+    for name, compute in found.items():
+        if name in reference.arrays:
+            comparison.add(name, compute(), reference.arrays[name], OUTPUT_TOLERANCE)
+
+
+def _step_losses(
+    objective: SelfDistillation, views: Views, ttr_weight: float
+) -> tuple[Losses, Projections, Projections]:
+    student, teacher = objective.project(views, ttr=ttr_weight > 0)
+    return objective.losses(student, teacher, views, ttr_weight), student, teacher
+
+
+def _compare_losses(reference: Reference, name: str, comparison: Comparison) -> None:
+    """All losses of one condition, and its gradient norms."""
+    expected, settings = reference.expected[name], ObjectiveSettings()
+    objective, views = reference.objective(), reference.views(masked="unmasked" not in name)
+    default = 0.0 if name == "ttr_off" else reference.config["network_loss_weight"]
+    weight = expected.get("weight", default)
+    losses, student, teacher = _step_losses(objective, views, weight)
+    token_weight = reference.config.get("mask_loss_weight", settings.token_weight)
+    found = {
+        "cls_loss": losses.cls,
+        "network_loss": weight * losses.ttr,
+        "within_view_loss": losses.token,
+        "mask_loss": token_weight * losses.token,
+        "total_loss": losses.total.detach(),
+        "student_proj_std": student.cls[0].detach().std(dim=0).mean(),
+        "teacher_proj_std": teacher.cls[0].std(dim=0).mean(),
+        "network_mask_loss": 0.0,
+    }
+    for key, value in expected.items():
+        if key in found:
+            comparison.add(f"{name}: {key}", found[key], value, OUTPUT_TOLERANCE)
+    if "grad_norms" in expected:
+        losses.total.backward()
+        norms = _authors_norms({n: p.grad for n, p in objective.student.named_parameters()}, objective, "student")
+        _compare_norms(comparison, f"{name}: gradient norms", norms, expected["grad_norms"], GRADIENT_TOLERANCE)
+
+
+def _compare_teacher_update(
+    reference: Reference, name: str, expected: Mapping[str, Any], comparison: Comparison
+) -> None:
+    """One EMA update; dead tensors, which this implementation does not carry, are updated from the file."""
+    step, total = (int(part.split("=")[1]) for part in name.removesuffix(")").split("(")[1].split(","))
+    momentum = cosine(reference.config["base_teacher_momentum"], 1.0, step / total)
+    comparison.add("teacher momentum", momentum, expected["momentum"], SCHEDULE_TOLERANCE)
+    objective = reference.objective()
+    objective.after_step(momentum)
+    norms = _authors_norms(dict(objective.teacher.named_parameters()), objective, "teacher")
+    for key in expected["teacher_param_norms"]:
+        if is_dead(key):
+            teacher, student = reference.state[key], reference.state[key.replace("teacher_", "student_", 1)]
+            norms[key] = float(torch.lerp(teacher, student, 1 - momentum).norm())
+    _compare_norms(comparison, "teacher norms after update", norms, expected["teacher_param_norms"], OUTPUT_TOLERANCE)
+
+
+def _compare_steps(reference: Reference, steps: Mapping[str, Any], comparison: Comparison) -> None:
+    """Optimiser steps from the stored weights on the stored views, in float64 like the reference."""
+    exact = Reference(reference.state, reference.arrays, reference.config, reference.expected, torch.float64)
+    objective = exact.objective()
+    optimiser = make_optimiser(objective.student.parameters())
+    n_steps = len(steps["total_loss"])
+    schedules = Schedules(n_steps, 0, 0.0, momentum=reference.config["base_teacher_momentum"])
+    for step in range(n_steps):
+        losses, _, _ = _step_losses(objective, exact.views(bool(steps["masked"][step])), steps["ttr_weight"][step])
+        losses.total.backward()
+        norm = optimiser_step(optimiser, steps["learning_rate"][step], steps["weight_decay"][step], max_norm=1.0)
+        objective.after_step(schedules.momentum_at(step))
+        head = torch.cat([parameter.flatten() for parameter in objective.teacher.head.parameters()])
+        found = {
+            "total_loss": losses.total.detach(),
+            "gradient_norm_before_clipping": norm,
+            "mask_embedding_norm": objective.student.encoder.mask_embedding.detach().norm(),
+            "cls_token_norm": objective.student.encoder.cls_token.detach().norm(),
+            "teacher_projection_head_norm": head.norm(),
+        }
+        for key, value in found.items():
+            comparison.add(f"steps: {key}", value, steps[key][step], OUTPUT_TOLERANCE, f"step {step}")
+    norms = _authors_norms(dict(objective.student.named_parameters()), objective, "student")
+    norms |= _authors_norms(dict(objective.teacher.named_parameters()), objective, "teacher")
+    _compare_norms(
+        comparison, "steps: final parameter norms", norms, steps["final_parameter_norms"], OUTPUT_TOLERANCE
+    )
+
+
+def _authors_norms(tensors: Mapping[str, Tensor | None], objective: SelfDistillation, role: str) -> dict[str, float]:
+    """L2 norm of each tensor by the authors' keys."""
+    present = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
+    encoder = objective.student.encoder
+    return {key: float(view.norm()) for key, view in authors_views(present, encoder, role).items()}
+
+
+def _compare_norms(
+    comparison: Comparison, quantity: str, found: Mapping[str, float], expected: Mapping[str, float], tolerance: float
+) -> None:
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
+        raise UserError(f"{quantity}: expected a norm of {missing[0]}, found none (and {len(missing) - 1} more)")
+    for key, value in expected.items():
+        comparison.add(quantity, found[key], value, tolerance, key)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare, print one line per quantity, exit with 1 when one is above its tolerance."""
+    parser = argparse.ArgumentParser(prog="python -m semantoks.parity", description=__doc__)
+    parser.add_argument("--state-dict", type=Path, required=True, help="weights in the authors' key layout")
+    parser.add_argument("--arrays", type=Path, required=True, help="views, masks and expected arrays (.npz)")
+    parser.add_argument("--expected", type=Path, required=True, help="config and expected scalars (.json)")
+    parser.add_argument("--steps", type=Path, help="expected trajectory of optimiser steps (.json)")
+    arguments = parser.parse_args(argv)
+    reference = Reference.read(arguments.state_dict, arguments.arrays, arguments.expected)
+    comparison = compare(reference, read_json(arguments.steps) if arguments.steps else None)
+    print(comparison.report())
+    if comparison.failed:
+        print(f"FAILED: {', '.join(comparison.failed)}")
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run_command(main)
