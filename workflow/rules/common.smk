@@ -1,3 +1,4 @@
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ sys.path.insert(0, str(REPOSITORY / "workflow"))
 from semantoks.batches import current_batches, current_participants, update_batches
 from semantoks.code_version import code_version
 from semantoks.errors import UserError
-from semantoks.settings import load_settings
+from semantoks.settings import RECORDING_KEYS, load_settings
 
 # Stages run as `python -m semantoks.<stage>`; nothing else on the path may leak into them.
 shell.prefix(
@@ -49,29 +50,34 @@ def of_batches(pattern, cohort):
     return expand(str(RESULTS / pattern), cohort=cohort, batch=batches_of(cohort))
 
 
-def encoders(cohort=None):
-    """Names of all encoders, pretrained and as initialised."""
-    names = []
-    for name, encoder in settings.values["pretrain"]["encoders"].items():
-        names += [f"{name}_seed-{seed}" for seed in encoder["seeds"]]
-        names += [f"{name}-random_seed-{seed}" for seed in encoder["random_seeds"]]
-    return names
+def folder_files(folder, names):
+    return [RESULTS / folder / name for name in names]
 
 
-def encoder_settings(encoder):
-    """Settings of the encoder with that name and seed: name, whether it stays as initialised, seed, settings."""
-    name, seed = encoder.rsplit("_seed-", 1)
-    untrained = name.removesuffix("-random") not in (name, None) and name not in settings.values["pretrain"]["encoders"]
-    name = name.removesuffix("-random") if untrained else name
-    return settings.values["pretrain"]["encoders"][name], untrained, int(seed)
+def atlas_sources():
+    """Files of the atlas that the configuration names; a changed file makes the atlas anew."""
+    return [path for key in ("image", "labels") if (path := settings.section("atlas").get(key))]
+
+
+def network_sources():
+    return [path for key in ("image", "table") if (path := settings.section("networks").get(key))]
+
+
+def encoder_of(wildcards):
+    return settings.encoder(wildcards.encoder)
 
 
 def encoder_shards(wildcards):
-    encoder, _, _ = encoder_settings(wildcards.encoder)
-    cohorts = encoder.get("cohorts", settings.pretrain_cohorts)
+    cohorts = encoder_of(wildcards).cohorts
     return [shard for cohort in cohorts for shard in of_batches("{cohort}/shards/{batch}.parquet", cohort)]
 
 
+def embeddings(cohort):
+    return expand(str(RESULTS / "{cohort}/embeddings/{encoder}.parquet"), cohort=cohort, encoder=settings.encoders)
+
+
 def final_outputs():
-    outputs = [RESULTS / "report.html"]
+    outputs = [RESULTS / cohort.name / "qc" / "summary.json" for cohort in settings.cohorts]
+    for cohort in settings.probe_cohorts:
+        outputs += embeddings(cohort)
     return outputs

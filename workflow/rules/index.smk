@@ -14,7 +14,7 @@ rule index:
     output:
         RESULTS / "{cohort}" / "index.parquet",
     params:
-        settings=lambda wildcards: settings.cohort(wildcards.cohort).index_json(),
+        settings=lambda wildcards: settings.cohort(wildcards.cohort).json(RECORDING_KEYS),
         code=code_version("index"),
         manifest=lambda wildcards: RESULTS / wildcards.cohort / "batches",
     log:

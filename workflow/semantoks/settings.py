@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,11 @@ from semantoks.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMAS = REPOSITORY / "workflow" / "schemas"
 SECTIONS = ("fmriprep", "atlas", "networks", "parcellate", "qc", "shards", "embed", "probe", "tables")
+
+
+RECORDING_KEYS = ("source", "tasks", "entities", "include", "exclude", "space", "resolution", "tr", "already_done")
+RECORDING_KEYS += ("participants", "site_column", "mean_fd_column")
+"""Keys of a cohort that decide about its recordings; phenotypes and what is tested with them are not among them."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,28 @@ class Cohort:
         """Whether the cohort brings extracted time series instead of images."""
         return self.source["type"] in ("hdf5", "files")
 
+    def json(self, keys: Sequence[str] = ()) -> str:
+        """Name and settings (all, or those keys) as JSON, in the form in which stages receive them."""
+        chosen = {key: self.settings[key] for key in keys or self.settings}
+        return json.dumps({"name": self.name, **chosen}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One encoder to train, or to leave as initialised, with one seed.
+
+    Its name is ``<name>_seed-<seed>``, or ``<name>-random_seed-<seed>`` as initialised.
+    """
+
+    name: str
+    seed: int
+    untrained: bool
+    cohorts: tuple[str, ...]
+    settings: Mapping[str, Any]
+
     def json(self) -> str:
-        """Name and settings as JSON, in the form in which stages receive them."""
-        return json.dumps({"name": self.name, **self.settings}, sort_keys=True)
+        """Settings of the pretrain stage as JSON."""
+        return json.dumps(self.settings, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,23 @@ class Settings:
     def pretrain_cohorts(self) -> list[str]:
         """Names of the cohorts that are pretrained on unless an encoder says otherwise."""
         return [cohort.name for cohort in self.cohorts if cohort.settings["role"] in ("pretrain", "both")]
+
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """All encoders by name: trained ones and, as references, those that stay as initialised."""
+        found = {}
+        for name, settings in self.values["pretrain"]["encoders"].items():
+            own = {key: value for key, value in settings.items() if key not in ("cohorts", "seeds", "random_seeds")}
+            cohorts = tuple(settings.get("cohorts", self.pretrain_cohorts))
+            for untrained, seeds in ((False, settings["seeds"]), (True, settings["random_seeds"])):
+                for seed in seeds:
+                    full = f"{name}{'-random' if untrained else ''}_seed-{seed}"
+                    found[full] = Encoder(full, seed, untrained, cohorts, own)
+        return found
+
+    def encoder(self, name: str) -> Encoder:
+        """The encoder of that full name."""
+        return self.encoders[name]
 
     @property
     def probe_cohorts(self) -> list[str]:
@@ -130,7 +171,9 @@ def cohort_schema() -> dict[str, Any]:
 
 def _load_cohort(entry: str, where: str) -> Cohort:
     is_path = entry.endswith((".yaml", ".yml"))
-    candidates = [Path(entry)] if is_path else [folder / f"config/cohorts/{entry}.yaml" for folder in (Path(), REPOSITORY)]
+    candidates = (
+        [Path(entry)] if is_path else [folder / f"config/cohorts/{entry}.yaml" for folder in (Path(), REPOSITORY)]
+    )
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         near = difflib.get_close_matches(entry, [p.stem for p in (REPOSITORY / "config/cohorts").glob("*.yaml")], n=1)
@@ -171,7 +214,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _validated(values: Mapping[str, Any], schema: dict[str, Any], where: str) -> dict[str, Any]:
     filled = _with_defaults(copy.deepcopy(dict(values)), schema)
-    errors = sorted(_leaves(Draft202012Validator(schema).iter_errors(filled)), key=lambda error: list(map(str, error.path)))
+    errors = sorted(
+        _leaves(Draft202012Validator(schema).iter_errors(filled)), key=lambda error: list(map(str, error.path))
+    )
     if errors:
         raise UserError("\n".join(dict.fromkeys(_message(error, where) for error in errors)))
     return filled
@@ -220,7 +265,9 @@ def _message(error: ValidationError, where: str) -> str:
         return "\n".join(f"{where}: unknown key '{prefix}{key}'; {_nearest(key, known)}" for key in unknown)
     if error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]
-        return f"{where}: {inside}expected the key {', '.join(map(repr, missing))}, found none; add it (config/README.md)"
+        return (
+            f"{where}: {inside}expected the key {', '.join(map(repr, missing))}, found none; add it (config/README.md)"
+        )
     return f"{where}: {inside}{error.message}"
 
 

@@ -1,0 +1,49 @@
+# make demo · demo-full · test · test-slow · lint · bench · lock · pins
+SHELL := /bin/bash
+PYTHON ?= python3
+CORES ?= 2
+VENV := .venv
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONNOUSERSITE=1 PYTHONPATH=workflow
+SNAKEMAKE := $(RUN) snakemake --cores $(CORES)
+
+.PHONY: demo demo-full plan abide test test-slow lint bench lock pins clean-demo
+.DEFAULT_GOAL := help
+
+help:  ## Show the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: expected Python 3.11 or newer, found $$($(PYTHON) --version); run make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed requirements-test.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	touch $@
+
+demo: $(VENV)/installed data/demo/complete  ## Simulate a small cohort and run the whole workflow on it (about ten minutes)
+	$(SNAKEMAKE)
+	@$(RUN) python -m semantoks.report --where results
+
+data/demo/complete: $(VENV)/installed
+	$(RUN) python -m semantoks.simulate --output data/demo --workers $(CORES)
+	touch $@
+
+test: $(VENV)/installed-test lint  ## Fast tests, a dry run and the linters
+	$(RUN) python -m pytest -q tests
+
+test-slow: $(VENV)/installed-test  ## Tests that run whole workflows, real data, Slurm and containers
+	$(RUN) python -m pytest -q -m slow tests
+
+lint: $(VENV)/installed-test  ## Style, types, Snakemake's own checks, shipped configurations against the schemas
+	$(RUN) ruff check workflow tests benchmarks envs
+	$(RUN) ruff format --check workflow tests benchmarks envs
+	$(RUN) mypy
+	$(RUN) snakefmt --check Snakefile workflow/Snakefile workflow/rules
+
+bench: $(VENV)/installed  ## Measure speed on this machine
+	$(RUN) python -m benchmarks
+
+lock: $(VENV)/installed  ## Refresh requirements.lock and envs/ from envs/stages.yaml (needs a package index)
+	$(RUN) python envs/lock.py

@@ -1,0 +1,24 @@
+rule embed:
+    input:
+        weights=RESULTS / "pretrain" / "{encoder}" / "weights.safetensors",
+        config=RESULTS / "pretrain" / "{encoder}" / "config.json",
+        shards=lambda wildcards: of_batches("{cohort}/shards/{batch}.parquet", wildcards.cohort),
+    output:
+        RESULTS / "{cohort}" / "embeddings" / "{encoder}.parquet",
+    params:
+        settings=settings.json("embed"),
+        code=code_version("embed"),
+    log:
+        RESULTS / "logs" / "embed" / "{cohort}" / "{encoder}.log",
+    benchmark:
+        RESULTS / "benchmarks" / "embed" / "{cohort}" / "{encoder}.tsv"
+    conda:
+        "../../envs/embed.yaml"
+    threads: 2
+    resources:
+        gpu=settings.values["pretrain"]["gpus"],
+        mem_mb=grows_with_attempt(8000),
+        runtime=grows_with_attempt(120),
+    shell:
+        "python -m semantoks.embed --settings {params.settings:q} --weights {input.weights:q} --shards {input.shards:q}"
+        " --output {output:q} > {log:q} 2>&1"

@@ -1,0 +1,19 @@
+rule networks:
+    input:
+        rules.atlas.output,
+        network_sources(),
+    output:
+        RESULTS / "atlas" / "networks.tsv",
+    params:
+        settings=settings.json("networks"),
+        code=code_version("networks"),
+        folder=RESULTS / "atlas",
+    log:
+        RESULTS / "logs" / "networks.log",
+    benchmark:
+        RESULTS / "benchmarks" / "networks.tsv"
+    conda:
+        "../../envs/networks.yaml"
+    shell:
+        "python -m semantoks.networks --settings {params.settings:q} --atlas {params.folder:q} --output {output:q}"
+        " > {log:q} 2>&1"

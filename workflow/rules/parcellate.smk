@@ -1,0 +1,35 @@
+def parcellate_settings(wildcards):
+    cohort = settings.cohort(wildcards.cohort)
+    return settings.json("parcellate", cohort=json.loads(cohort.json(RECORDING_KEYS)))
+
+
+def parcellate_module(wildcards):
+    """Cohorts of images are parcellated; those that bring time series enter here."""
+    return "import_timeseries" if settings.cohort(wildcards.cohort).imports_timeseries else "parcellate"
+
+
+rule parcellate:
+    input:
+        # The fingerprint of the batch decides about a rerun, not the index of the whole cohort.
+        fingerprint=RESULTS / "{cohort}" / "batches" / "{batch}.tsv",
+        index=ancient(RESULTS / "{cohort}" / "index.parquet"),
+        atlas=rules.atlas.output,
+    output:
+        RESULTS / "{cohort}" / "timeseries" / "{batch}.parquet",
+    params:
+        settings=parcellate_settings,
+        code=lambda wildcards: code_version(parcellate_module(wildcards)),
+        module=parcellate_module,
+        atlas=RESULTS / "atlas",
+    log:
+        RESULTS / "logs" / "parcellate" / "{cohort}" / "{batch}.log",
+    benchmark:
+        RESULTS / "benchmarks" / "parcellate" / "{cohort}" / "{batch}.tsv"
+    conda:
+        "../../envs/parcellate.yaml"
+    resources:
+        mem_mb=grows_with_attempt(4000),
+        runtime=grows_with_attempt(120),
+    shell:
+        "python -m semantoks.{params.module} --settings {params.settings:q} --index {input.index:q}"
+        " --batch {wildcards.batch} --atlas {params.atlas:q} --output {output:q} > {log:q} 2>&1"
