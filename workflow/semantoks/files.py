@@ -36,7 +36,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it to ``path`` when the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix="".join(path.suffixes))
     os.close(handle)
     temporary = Path(name)
     try:
@@ -111,7 +111,10 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
 
 
 def read_table(path: Path | str, columns: list[str] | None = None) -> pd.DataFrame:
-    """Read a Parquet file; missing columns are a :class:`UserError` that names them."""
+    """Read a Parquet file; missing columns are a :class:`UserError` that names them.
+
+    Text columns hold ``str`` or None, never NaN.
+    """
     file = _parquet(path)
     missing = set(columns or ()) - set(file.schema_arrow.names)
     if missing:
@@ -119,7 +122,12 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pd.DataFra
             f"{path}: expected the columns {sorted(missing)}, found {file.schema_arrow.names}; "
             "was it written by another stage or version?"
         )
-    return file.read(columns=columns).to_pandas()
+    table = file.read(columns=columns)
+    result = table.to_pandas()
+    for field in table.schema:
+        if pa.types.is_string(field.type) or pa.types.is_null(field.type):
+            result[field.name] = pd.Series(table[field.name].to_pylist(), dtype=object)
+    return result
 
 
 def read_tables(paths: Iterable[Path | str], columns: list[str] | None = None) -> pd.DataFrame:

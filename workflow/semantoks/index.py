@@ -40,7 +40,7 @@ def build_index(cohort: Mapping[str, Any], manifest: pd.DataFrame, status_files:
     source = cohort["source"]["type"]
     if source == "bids":
         listing = _with_derivatives(listing, cohort, status_files)
-    listing[["bold_path", "mask_path", "confounds_path"]] = _path_columns(listing["paths"], images=source != "files")
+    listing = listing.join(_path_columns(listing["paths"], images=source != "files"))
     described = _describe_hdf5(listing, cohort) if source == "hdf5" else _describe_files(listing, cohort)
     index = listing.join(described).assign(cohort=cohort["name"], source=source)
     index["exclude_reason"] = index["exclude_reason"].where(index["exclude_reason"].notna(), index["header_reason"])
@@ -52,13 +52,14 @@ def build_index(cohort: Mapping[str, Any], manifest: pd.DataFrame, status_files:
     return index[COLUMNS].sort_values("recording_id", ignore_index=True)
 
 
-def _path_columns(paths: pd.Series, images: bool) -> list[tuple[str | None, str | None, str | None]]:
+def _path_columns(paths: pd.Series, images: bool) -> pd.DataFrame:
     """Image, mask and confounds path; the parts of an imported recording stay together, separated by newlines."""
-    if images:
-        padded = [(*path, "", "")[:3] for path in paths]
-    else:
-        padded = [("\n".join(path), "", "") for path in paths]
-    return [(bold or None, mask or None, confounds or None) for bold, mask, confounds in padded]
+    rows = [(*path, "", "")[:3] if images else ("\n".join(path), "", "") for path in paths]
+    names = ["bold_path", "mask_path", "confounds_path"]
+    columns = {
+        name: [value or None for value in values] for name, values in zip(names, zip(*rows, strict=True), strict=True)
+    }
+    return pd.DataFrame(columns, index=paths.index, dtype=object)
 
 
 def _with_derivatives(listing: pd.DataFrame, cohort: Mapping[str, Any], status_files: Sequence[Path]) -> pd.DataFrame:

@@ -283,7 +283,7 @@ def _check_unique(listing: pd.DataFrame, name: str) -> None:
     double = listing[listing["recording_id"].duplicated(keep=False)].sort_values("recording_id")
     if not double.empty:
         first = double[double["recording_id"] == double["recording_id"].iloc[0]]
-        files = ", ".join(str(paths[0]) for paths in first["paths"])
+        files = ", ".join(sorted(str(paths[0]) for paths in first["paths"]))
         raise UserError(
             f"cohort {name}: expected one file for {first['recording_id'].iloc[0]}, found {len(first)}: {files}; "
             "choose with 'resolution', 'space' or 'entities' in the cohort file"

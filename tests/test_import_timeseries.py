@@ -1,0 +1,200 @@
+"""Time series that were extracted elsewhere: HDF5 and files, into the same table as parcellation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from bids_trees import cohort
+from scipy import signal
+from semantoks.batches import update_batches
+from semantoks.errors import UserError
+from semantoks.files import read_metadata, read_table, write_json
+from semantoks.import_timeseries import clean_imported, main
+from semantoks.index import main as index_main
+
+DONE = {"band_pass": [0.01, 0.1], "global_signal_regression": True, "z_score": False}
+
+
+def atlas(folder: Path, names: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame({"index": range(1, len(names) + 1), "name": names, "voxels": 5})
+    table.to_csv(folder / "labels.tsv", sep="\t", index=False)
+    write_json(folder / "atlas.json", {"name": "own", "space": None, "sha256": {"labels": "0"}})
+    return folder
+
+
+def import_cohort(tmp_path: Path, settings: dict, names: list[str]) -> pd.DataFrame:
+    """Run index and import of the whole cohort as the workflow does."""
+    update_batches(settings, tmp_path / "batches", 1000)
+    index_main(
+        [
+            "--settings",
+            json.dumps(settings),
+            "--manifest",
+            str(tmp_path / "batches"),
+            "--output",
+            str(tmp_path / "index.parquet"),
+        ]
+    )
+    stage = json.dumps({"cohort": settings, "band_pass": [0.01, 0.1]})
+    output = tmp_path / "part-0001.parquet"
+    paths = [
+        "--index",
+        str(tmp_path / "index.parquet"),
+        "--atlas",
+        str(atlas(tmp_path / "atlas", names)),
+        "--output",
+        str(output),
+    ]
+    main(["--settings", stage, "--batch", "part-0001", *paths])
+    assert read_metadata(output)["roi_names"] == names
+    return read_table(output).set_index("participant_id")
+
+
+def bold_of(row: pd.Series, n_rois: int) -> np.ndarray:
+    return np.asarray(row["bold"]).reshape(n_rois, -1)
+
+
+def text_files(folder: Path, values: np.ndarray, header: list[str], name: str = "01_ts.tsv") -> dict:
+    folder.mkdir(exist_ok=True)
+    pd.DataFrame(values.T, columns=header).to_csv(folder / name, sep="\t", index=False)
+    source = {"type": "files", "path": str(folder), "patterns": ["{participant_id}_ts.tsv"], "delimiter": "\t"}
+    return cohort({**source, "header": True, "orientation": "time_by_roi"}, tr=2.0, already_done=DONE)
+
+
+def test_what_was_done_is_not_done_twice_and_what_was_not_is_done():
+    time = np.arange(200) * 2.0
+    slow, middle, fast = (np.sin(2 * np.pi * f * time) for f in (0.002, 0.05, 0.2))
+    bold = (slow + middle + fast)[None]
+    untouched = clean_imported(bold, 2.0, {"band_pass": [0.01, 0.1]}, (0.01, 0.1))
+    expected = signal.detrend(bold, axis=1)
+    np.testing.assert_allclose(untouched, expected, atol=1e-5)
+    filtered = clean_imported(bold, 2.0, {"band_pass": None}, (0.01, 0.1))
+    np.testing.assert_allclose(filtered[0, 30:-30], middle[30:-30], atol=0.15)
+
+
+def test_constant_and_missing_rois_are_parcels_without_data():
+    bold = np.random.default_rng(0).normal(size=(4, 50))
+    bold[1], bold[2] = 0.0, np.nan
+    result = clean_imported(bold, 2.0, DONE, (0.01, 0.1))
+    assert np.isnan(result).all(axis=1).tolist() == [False, True, True, False]
+    with pytest.raises(ValueError, match="no ROI with data"):
+        clean_imported(bold[1:3], 2.0, DONE, (0.01, 0.1))
+    bold[0, 3] = np.nan
+    with pytest.raises(ValueError, match="NaN in some frames of 1 of 4 ROIs"):
+        clean_imported(bold, 2.0, DONE, (0.01, 0.1))
+
+
+def test_padding_is_left_behind_and_planted_values_stay_with_their_roi(tmp_path):
+    rng = np.random.default_rng(1)
+    series = rng.normal(size=(2, 3, 40)).astype(np.float16)
+    series[1, :, 30:] = np.nan
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["timeseries/cortex"], file["timeseries/sub"] = series[:, :2], series[:, 2:]
+        file["long_subject_id"] = np.array(["b", "a"], dtype="S")
+        file["tr"], file["ts_len"] = np.array([2.0, 2.5]), np.array([40, 30])
+    source = {
+        "type": "hdf5",
+        "path": str(path),
+        "datasets": ["timeseries/cortex", "timeseries/sub"],
+        "id": "long_subject_id",
+    }
+    source |= {"id_pattern": "{participant_id}", "length": "ts_len", "tr": "tr", "roi_names": None}
+    table = import_cohort(tmp_path, cohort(source, already_done=DONE), ["x", "y", "z"])
+    assert table["n_frames"].to_dict() == {"a": 30, "b": 40}
+    assert table["tr"].to_dict() == {"a": 2.5, "b": 2.0}
+    for position, participant in enumerate("ba"):
+        n_frames = int(table.loc[participant, "n_frames"])
+        expected = signal.detrend(series[position, :, :n_frames].astype(np.float64), axis=1)
+        np.testing.assert_allclose(bold_of(table.loc[participant], 3), expected, atol=1e-5)
+    assert table.loc["a", "minutes_kept"] == pytest.approx(30 * 2.5 / 60)
+    assert "global signal regression before import" in table.loc["a", "denoising"]
+    with pytest.raises(
+        UserError, match=r"expected 4 ROIs as in the atlas, found 3 in timeseries/cortex \+ timeseries/sub"
+    ):
+        import_cohort(tmp_path, cohort(source, already_done=DONE), ["x", "y", "z", "w"])
+
+
+BROKEN = {
+    "other number of ROIs": (
+        lambda values, header: (values[:2], header[:2]),
+        "expected 3 ROIs as in the atlas, found 2",
+    ),
+    "labels in another order": (
+        lambda values, header: (values, ["b", "a", "c"]),
+        "found 'b' at position 1 instead of 'a'",
+    ),
+    "NaN in some frames": (
+        lambda values, header: (np.where(np.arange(40) == 3, np.nan, values), header),
+        "NaN in some frames of 3 of 3 ROIs",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_a_row_with_its_reason_and_the_rest_goes_on(tmp_path, case):
+    change, message = BROKEN[case]
+    values = np.random.default_rng(2).normal(size=(3, 40))
+    settings = text_files(tmp_path / "ts", values, ["a", "b", "c"])
+    broken, header = change(values, ["a", "b", "c"])
+    text_files(tmp_path / "ts", broken, header, "02_ts.tsv")
+    table = import_cohort(tmp_path, settings, ["a", "b", "c"])
+    assert message in table.loc["02", "exclude_reason"]
+    assert table.loc["02", "bold"] is None
+    assert table.loc["01", "exclude_reason"] is None
+    np.testing.assert_allclose(bold_of(table.loc["01"], 3), signal.detrend(values, axis=1), atol=1e-5)
+
+
+def test_a_truncated_file_is_a_row_with_its_reason(tmp_path):
+    settings = text_files(tmp_path / "ts", np.random.default_rng(0).normal(size=(3, 40)), ["a", "b", "c"])
+    settings["source"]["patterns"] = ["{participant_id}_ts.*"]
+    (tmp_path / "ts" / "02_ts.npy").write_bytes(b"\x93NUMPY\x01")
+    table = import_cohort(tmp_path, settings, ["a", "b", "c"])
+    assert "unreadable 02_ts.npy" in table.loc["02", "exclude_reason"]
+    assert table.loc["01", "exclude_reason"] is None
+
+
+def test_numpy_files_roi_by_time(tmp_path):
+    values = np.random.default_rng(3).normal(size=(3, 40)).astype(np.float32)
+    (tmp_path / "ts").mkdir()
+    np.save(tmp_path / "ts/sub-01.npy", values)
+    source = {
+        "type": "files",
+        "path": str(tmp_path / "ts"),
+        "patterns": ["sub-{participant_id}.npy"],
+        "delimiter": None,
+    }
+    settings = cohort({**source, "header": False, "orientation": "roi_by_time"}, tr=2.0, already_done=DONE)
+    table = import_cohort(tmp_path, settings, ["a", "b", "c"])
+    np.testing.assert_allclose(bold_of(table.loc["01"], 3), signal.detrend(values, axis=1), atol=1e-5)
+
+
+def test_abide_text_files_agree_with_the_hdf5(shared, tmp_path):
+    folder = shared / "data/abide1_cc200"
+    names = [f"CC200_{number}" for number in range(1, 201)]
+    source = {"type": "files", "path": str(folder / "pcp_1d"), "patterns": ["{participant_id}_rois_cc200.1D"]}
+    source |= {"delimiter": None, "header": True, "orientation": "time_by_roi"}
+    (tmp_path / "text").mkdir()
+    text = import_cohort(tmp_path / "text", cohort(source, tr=2.0, already_done=DONE), names)
+    source = {
+        "type": "hdf5",
+        "path": str(folder / "abide1_cc200.h5"),
+        "datasets": ["timeseries/cc200"],
+        "id": "long_subject_id",
+    }
+    source |= {"id_pattern": "{participant_id}", "length": "ts_len", "tr": "tr", "roi_names": None}
+    (tmp_path / "hdf5").mkdir()
+    packed = import_cohort(tmp_path / "hdf5", cohort(source, already_done=DONE, include=list(text.index)), names)
+    assert len(text) == len(packed) == 14
+    for participant in text.index:
+        one, other = bold_of(text.loc[participant], 200), bold_of(packed.loc[participant], 200)
+        with_data = ~np.isnan(other).any(axis=1)
+        assert (with_data == ~np.isnan(one).any(axis=1)).all()
+        difference = np.abs(one - other)[with_data].max(axis=1) / one[with_data].std(axis=1)
+        assert difference.max() < 0.01

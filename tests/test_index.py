@@ -1,0 +1,263 @@
+"""Stage index: which recordings a cohort has, and what is known of them before any image is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from bids_trees import cohort, derivative, raw, write_image
+from semantoks.batches import assign, current_batches, current_participants, read_manifest, update_batches
+from semantoks.errors import UserError
+from semantoks.index import COLUMNS, build_index, main
+from semantoks.recordings import list_recordings
+
+
+def fmriprep(root: Path, **settings) -> dict:
+    return cohort({"type": "fmriprep", "path": str(root)}, **settings)
+
+
+def index_of(settings: dict) -> pd.DataFrame:
+    listing = list_recordings(settings)
+    return build_index(settings, assign(listing["recording_id"].tolist(), read_manifest(Path("absent")), 50))
+
+
+EXAMPLES = {"7t_trt": 132, "ds001": 48, "ds003": 13, "ds102": 52, "ds114": 100, "synthetic": 30}
+
+
+@pytest.mark.parametrize(("name", "count"), EXAMPLES.items())
+def test_counts_of_the_bids_examples(shared, name, count):
+    settings = cohort({"type": "bids", "path": str(shared / "data/bids_examples" / name), "derivatives": "absent"})
+    assert len(list_recordings(settings)) == count
+
+
+def test_reports_under_figures_and_other_descriptions_are_no_recordings(shared):
+    root = shared / "data/bids_examples/ds000001-fmriprep"
+    assert len(list_recordings(fmriprep(root, space="MNI152NLin2009cAsym"))) == 12
+    with pytest.raises(
+        UserError, match=r"none that fit; there are preprocessed volumes in the spaces \['MNI152NLin2009cAsym'\]"
+    ):
+        list_recordings(fmriprep(root, space="MNI152NLin6Asym"))
+
+
+def test_a_raw_dataset_without_bold_is_a_clear_error(shared):
+    with pytest.raises(UserError, match="pheno004, found none"):
+        list_recordings(
+            cohort({"type": "bids", "path": str(shared / "data/bids_examples/pheno004"), "derivatives": "x"})
+        )
+
+
+def test_real_tuples_text_entities_and_unequal_sessions(tmp_path):
+    for name in [
+        "sub-01_ses-1_task-rest_run-01",
+        "sub-01_ses-1_task-rest_run-1",
+        "sub-01_ses-2_task-rest",
+        "sub-002_task-rest",
+    ]:
+        derivative(tmp_path, name)
+    index = index_of(fmriprep(tmp_path)).set_index("recording_id")
+    assert list(index.index) == sorted(
+        ["sub-002_task-rest", "sub-01_ses-1_task-rest_run-01", "sub-01_ses-1_task-rest_run-1", "sub-01_ses-2_task-rest"]
+    )
+    assert index.loc["sub-01_ses-1_task-rest_run-01", "run"] == "01"
+    assert index.loc["sub-002_task-rest", "participant_id"] == "002"
+    assert index.loc["sub-002_task-rest", "session_id"] is None
+    assert index["tr"].eq(2.0).all()
+    assert index["n_frames"].eq(60).all()
+    assert index["mask_path"].notna().all()
+    assert index["confounds_path"].notna().all()
+
+
+def test_several_candidates_are_listed(tmp_path):
+    derivative(tmp_path, "sub-01_task-rest", res="1")
+    derivative(tmp_path, "sub-01_task-rest", res="2")
+    with pytest.raises(UserError, match=r"found 2: .*res-1.*res-2.*'resolution'"):
+        list_recordings(fmriprep(tmp_path))
+    assert len(list_recordings(fmriprep(tmp_path, resolution="2"))) == 1
+
+
+def test_filters(tmp_path):
+    for name in [
+        "sub-01_task-rest_run-1",
+        "sub-01_task-rest_run-2",
+        "sub-02_task-nback_run-1",
+        "sub-03_task-rest_run-1",
+    ]:
+        derivative(tmp_path, name)
+    assert len(list_recordings(fmriprep(tmp_path, tasks=["rest"]))) == 3
+    assert len(list_recordings(fmriprep(tmp_path, tasks=["rest"], entities={"run": ["1"]}))) == 2
+    assert list(list_recordings(fmriprep(tmp_path, include=["sub-02"]))["participant_id"]) == ["02"]
+    assert set(list_recordings(fmriprep(tmp_path, exclude=["02"]))["participant_id"]) == {"01", "03"}
+    with pytest.raises(UserError, match=r"key 'exclude'.*found 99"):
+        list_recordings(fmriprep(tmp_path, exclude=["99"]))
+
+
+def test_echoes_of_a_run_are_one_recording(tmp_path):
+    for echo in "123":
+        raw(tmp_path / "raw", f"sub-01_task-rest_echo-{echo}")
+    raw(tmp_path / "raw", "sub-01_task-rest", suffix="sbref")
+    listing = list_recordings(cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": "x"}))
+    assert list(listing["recording_id"]) == ["sub-01_task-rest"]
+    derivative(tmp_path / "combined", "sub-01_task-rest")
+    derivative(tmp_path / "combined", "sub-01_task-rest_echo-1")
+    assert index_of(fmriprep(tmp_path / "combined"))["exclude_reason"].isna().tolist() == [True]
+    derivative(tmp_path / "single", "sub-01_task-rest_echo-1")
+    derivative(tmp_path / "single", "sub-01_task-rest_echo-2")
+    reasons = index_of(fmriprep(tmp_path / "single"))["exclude_reason"]
+    assert len(reasons) == 1
+    assert "echo-wise" in reasons[0]
+
+
+def test_unusable_images_stay_with_their_reason(tmp_path):
+    derivative(tmp_path, "sub-01_task-rest")
+    empty = derivative(tmp_path, "sub-02_task-rest")
+    empty.write_bytes(b"")
+    derivative(tmp_path, "sub-03_task-rest", tr=None)
+    broken = derivative(tmp_path, "sub-04_task-rest")
+    broken.write_bytes(b"not an image at all")
+    flat = derivative(tmp_path, "sub-05_task-rest")
+    write_image(flat)
+    flat.with_suffix("").with_suffix(".json").write_text('{"RepetitionTime": 2.0, "VolumeTiming": [0, 5]}')
+    index = index_of(fmriprep(tmp_path)).set_index("participant_id")
+    assert index.loc["01", "exclude_reason"] is None
+    assert index.loc["02", "exclude_reason"] == "empty image"
+    assert pd.isna(index.loc["02", "n_frames"])
+    assert "TR: expected" in index.loc["03", "exclude_reason"]
+    assert "unreadable image" in index.loc["04", "exclude_reason"]
+    assert "sparse" in index.loc["05", "exclude_reason"]
+
+
+def test_tr_from_the_header_knows_milliseconds(tmp_path):
+    import nibabel
+
+    path = derivative(tmp_path, "sub-01_task-rest", tr=None)
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4, 30), np.int16), np.eye(4))
+    image.header.set_zooms((1, 1, 1, 800))
+    image.header.set_xyzt_units("mm", "msec")
+    nibabel.save(image, path)
+    assert index_of(fmriprep(tmp_path))["tr"].tolist() == [0.8]
+
+
+def test_missing_folder_and_illegal_labels(tmp_path):
+    with pytest.raises(UserError, match=r"key 'source.path'.*found nothing at"):
+        list_recordings(fmriprep(tmp_path / "absent"))
+    derivative(tmp_path, "sub-01_task-rest")
+    (tmp_path / "sub-a b;rm").mkdir()
+    with pytest.raises(UserError, match="alphanumeric"):
+        list_recordings(fmriprep(tmp_path))
+
+
+def test_raw_cohort_takes_the_derivatives_and_names_what_is_missing(tmp_path):
+    for participant in ("01", "02"):
+        raw(tmp_path / "raw", f"sub-{participant}_task-rest")
+    derivative(tmp_path / "out", "sub-01_task-rest")
+    status = tmp_path / "sub-02.json"
+    status.write_text('{"participant": "02", "status": "failed", "reason": "recon-all exited with errors"}')
+    settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
+    manifest = assign(["sub-01_task-rest", "sub-02_task-rest"], read_manifest(tmp_path), 50)
+    index = build_index(settings, manifest, [status]).set_index("participant_id")
+    assert "derivatives" not in index.columns
+    assert index.loc["01", "exclude_reason"] is None
+    assert index.loc["01", "bold_path"].endswith("sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz")
+    assert "recon-all exited with errors" in index.loc["02", "exclude_reason"]
+
+
+def test_sites_and_motion_come_from_the_participants_table(tmp_path):
+    for participant in ("01", "02", "03"):
+        derivative(tmp_path / "d", f"sub-{participant}_task-rest")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tcentre\tfd\nsub-01\tA\t0.1\nsub-02\tB\tn/a\n")
+    settings = fmriprep(
+        tmp_path / "d",
+        participants={"path": str(table), "id_column": "participant_id"},
+        site_column="centre",
+        mean_fd_column="fd",
+    )
+    index = index_of(settings)
+    assert index["site"].tolist() == ["A", "B", None]
+    np.testing.assert_allclose(index["mean_fd"], [0.1, np.nan, np.nan])
+    with pytest.raises(UserError, match=r"expected the columns 'center', found participant_id, centre, fd"):
+        index_of({**settings, "site_column": "center"})
+    table.write_text("participant_id\tcentre\tfd\nsub-01\tA\t0.1\nsub-01\tB\t0.2\n")
+    with pytest.raises(UserError, match="several for 01"):
+        index_of(settings)
+
+
+def hdf5(path: Path, ids: list[str], n_rois: int = 3) -> dict:
+    with h5py.File(path, "w") as file:
+        file["timeseries/own"] = np.zeros((len(ids), n_rois, 8), np.float16)
+        file["long_subject_id"] = np.array(ids, dtype="S")
+        file["tr"] = np.full(len(ids), 2.0, np.float32)
+        file["ts_len"] = np.full(len(ids), 7, np.int32)
+    source = {"datasets": ["timeseries/own"], "id": "long_subject_id", "id_pattern": "{participant_id}", "tr": "tr"}
+    return cohort({"type": "hdf5", "path": str(path), "length": "ts_len", "roi_names": None, **source})
+
+
+def test_hdf5_in_the_layout_of_the_authors_code(tmp_path):
+    settings = hdf5(tmp_path / "a.h5", ["sub-07_ses-2", "sub-07_ses-1"])
+    settings["source"]["id_pattern"] = "sub-{participant_id}_ses-{session_id}"
+    index = index_of(settings)
+    assert index["recording_id"].tolist() == ["sub-07_ses-1", "sub-07_ses-2"]
+    assert index["session_id"].tolist() == ["1", "2"]
+    assert index["n_frames"].tolist() == [7, 7]
+    settings["source"]["datasets"] = ["timeseries/other"]
+    with pytest.raises(UserError, match=r"'timeseries/other', found .*timeseries/own"):
+        list_recordings(settings)
+
+
+def test_time_series_files_by_pattern(tmp_path):
+    for name in ["A_01_cortex.tsv", "A_01_sub.tsv", "A_02_cortex.tsv"]:
+        (tmp_path / name).write_text("1\n")
+    source = {
+        "type": "files",
+        "path": str(tmp_path),
+        "patterns": ["A_{participant_id}_cortex.tsv", "A_{participant_id}_sub.tsv"],
+    }
+    index = index_of(cohort(source, tr=2.0)).set_index("participant_id")
+    assert index.loc["01", "exclude_reason"] is None
+    assert [Path(path).name for path in index.loc["01", "bold_path"].split("\n")] == ["A_01_cortex.tsv", "A_01_sub.tsv"]
+    assert index.loc["02", "exclude_reason"] == "no file for A_{participant_id}_sub.tsv"
+    assert "no TR: set 'tr'" in index_of(cohort(source)).set_index("participant_id").loc["01", "exclude_reason"]
+
+
+def test_batches_are_append_only(tmp_path):
+    source = tmp_path / "d"
+    for participant in ("02", "03", "04"):
+        derivative(source, f"sub-{participant}_task-rest")
+    batches = tmp_path / "batches"
+    update_batches(fmriprep(source), batches, 2)
+    before = {path.name: path.read_bytes() for path in batches.iterdir()}
+    assert current_batches(batches) == ["part-0001", "part-0002"]
+    assert current_participants(batches) == ["02", "03", "04"]
+
+    derivative(source, "sub-01_task-rest")
+    changed = derivative(source, "sub-04_task-rest", n_frames=70)
+    update_batches(fmriprep(source), batches, 2)
+    after = {path.name: path.read_bytes() for path in batches.iterdir()}
+    assert after["part-0001.tsv"] == before["part-0001.tsv"]
+    assert after["part-0002.tsv"] != before["part-0002.tsv"]
+    assert b"sub-01" in after["part-0003.tsv"]
+
+    for path in changed.parent.iterdir():
+        path.unlink()
+    update_batches(fmriprep(source), batches, 2)
+    assert current_batches(batches) == ["part-0001", "part-0003"]
+
+
+def test_command_line_writes_the_contract(tmp_path, capsys):
+    import json
+
+    from semantoks.files import read_metadata, read_table
+
+    derivative(tmp_path / "d", "sub-01_task-rest")
+    settings = fmriprep(tmp_path / "d")
+    update_batches(settings, tmp_path / "batches", 50)
+    arguments = ["--settings", json.dumps(settings), "--manifest", str(tmp_path / "batches")]
+    main([*arguments, "--output", str(tmp_path / "index.parquet")])
+    assert list(read_table(tmp_path / "index.parquet").columns) == COLUMNS
+    assert read_metadata(tmp_path / "index.parquet")["settings"]["name"] == "study"
+    (next((tmp_path / "d").rglob("*preproc_bold.nii.gz"))).write_bytes(b"")
+    with pytest.raises(UserError, match="none of 1 recordings can be used: empty image"):
+        main([*arguments, "--output", str(tmp_path / "index.parquet")])
