@@ -165,6 +165,8 @@ def import_batch(
                 bold = next(stream) if stream else read_files(source, row["bold_path"].split("\n"), labels)
                 bold = clean_imported(bold, row["tr"], cohort["already_done"], band_pass)
                 record |= _measures(bold, row["tr"])
+            except UserError:  # concerns every recording of the cohort
+                raise
             except ValueError as error:
                 record["exclude_reason"] = str(error)
         table.append(record)

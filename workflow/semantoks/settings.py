@@ -136,7 +136,7 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> Settings:
     UserError
         Unknown or misspelt keys (with the nearest valid one), wrong types or values, missing cohort files.
     """
-    values = _validated(config, config_schema(), where)
+    values = _validated(_expand_variables(config, where), config_schema(), where)
     cohorts = [_load_cohort(entry, where) for entry in values["cohorts"]]
     names = [cohort.name for cohort in cohorts]
     if len(set(names)) < len(names):
@@ -184,19 +184,21 @@ def _load_cohort(entry: str, where: str) -> Cohort:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", path.stem):
         raise UserError(f"{path}: expected a file name of letters, digits, '-' and '_', found {path.stem!r}; rename it")
     content = _read_yaml(path)
-    expanded = _expand_variables(content, path, [])
-    return Cohort(path.stem, _validated(expanded, cohort_schema(), str(path)))
+    return Cohort(path.stem, _validated(_expand_variables(content, str(path)), cohort_schema(), str(path)))
 
 
-def _expand_variables(value: Any, path: Path, keys: list[str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _expand_variables(item, path, [*keys, str(key)]) for key, item in value.items()}
-    if isinstance(value, str) and keys[-1:] in (["path"], ["derivatives"]):
+def _expand_variables(value: Any, where: str, keys: tuple[str, ...] = ()) -> Any:
+    """Replace ``${NAME}`` in every text except descriptions."""
+    if isinstance(value, Mapping):
+        return {key: _expand_variables(item, where, (*keys, str(key))) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand_variables(item, where, keys) for item in value]
+    if isinstance(value, str) and keys[-1:] != ("description",):
         for name in re.findall(r"\$\{(\w+)\}", value):
             if name not in os.environ:
                 raise UserError(
-                    f"{path}: key '{'.'.join(keys)}': expected the environment variable {name} to hold a folder, "
-                    f"found it unset; run `export {name}=/the/folder` or write the path into the file"
+                    f"{where}: key '{'.'.join(keys)}': expected the environment variable {name} to hold a path, "
+                    f"found it unset; run `export {name}=/the/path` or write the path into the file"
                 )
             value = value.replace(f"${{{name}}}", os.environ[name])
     return value
