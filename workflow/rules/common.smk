@@ -33,6 +33,7 @@ wildcard_constraints:
     cohort="[A-Za-z0-9_-]+",
     batch=r"part-\d+",
     encoder=r"[A-Za-z0-9-]+_seed-\d+",
+    row=r"majority|confounds|fc|[A-Za-z0-9-]+_seed-\d+",
     participant="[A-Za-z0-9+]+",
 
 
@@ -48,6 +49,11 @@ def batches_of(cohort):
 def of_batches(pattern, cohort):
     """One file per batch of a cohort."""
     return expand(str(RESULTS / pattern), cohort=cohort, batch=batches_of(cohort))
+
+
+def as_arguments(option, paths):
+    """An option with its paths, quoted for the shell, or nothing when there are none."""
+    return " ".join([option, *(shlex.quote(str(path)) for path in paths)]) if paths else ""
 
 
 def folder_files(folder, names):
@@ -74,6 +80,11 @@ def encoder_shards(wildcards):
 
 def embeddings(cohort):
     return expand(str(RESULTS / "{cohort}/embeddings/{encoder}.parquet"), cohort=cohort, encoder=settings.encoders)
+
+
+def probe_rows(cohort):
+    """Rows of a cohort's table: what needs no encoder, then every encoder."""
+    return ["majority", "confounds", "fc", *settings.encoders]
 
 
 def final_outputs():

@@ -20,15 +20,7 @@ from semantoks import signals
 from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, read_json, read_table, read_text_table, write_table
 from semantoks.recordings import hdf5_positions
-
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in [*KEY, "task", "site", "atlas"]]
-    + [("tr", pa.float64()), ("n_frames", pa.int64()), ("kept", pa.list_(pa.bool_()))]
-    + [(name, pa.float64()) for name in ["mean_fd", "minutes_kept", "share_censored", "longest_gap"]]
-    + [("coverage", pa.list_(pa.float32())), ("tsnr", pa.list_(pa.float32())), ("bold", pa.list_(pa.float32()))]
-    + [("denoising", pa.string()), ("exclude_reason", pa.string())]
-)
-
+from semantoks.timeseries_table import SCHEMA
 
 def clean_imported(
     bold: NDArray[np.floating], tr: float, already_done: Mapping[str, Any], band_pass: tuple[float | None, float | None]

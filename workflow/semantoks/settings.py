@@ -27,6 +27,9 @@ RECORDING_KEYS = ("source", "tasks", "entities", "include", "exclude", "space", 
 RECORDING_KEYS += ("participants", "site_column", "mean_fd_column")
 """Keys of a cohort that decide about its recordings; phenotypes and what is tested with them are not among them."""
 
+PROBE_KEYS = ("participants", "phenotypes", "site_column", "site_group", "family_column", "confounds")
+"""Keys of a cohort that decide about what is predicted."""
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -45,6 +48,11 @@ class Cohort:
     def imports_timeseries(self) -> bool:
         """Whether the cohort brings extracted time series instead of images."""
         return self.source["type"] in ("hdf5", "files")
+
+    def probe_json(self, **sections: Any) -> str:
+        """What probes need to know of the cohort, with further sections, as JSON."""
+        chosen = {key: self.settings[key] for key in PROBE_KEYS}
+        return json.dumps({"name": self.name, **chosen, **sections}, sort_keys=True)
 
     def json(self, keys: Sequence[str] = ()) -> str:
         """Name and settings (all, or those keys) as JSON, in the form in which stages receive them."""
