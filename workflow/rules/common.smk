@@ -23,7 +23,11 @@ try:
     if workflow.is_main_process:
         for cohort in settings.cohorts:
             folder = RESULTS / cohort.name / "batches"
-            update_batches({"name": cohort.name, **cohort.settings}, folder, settings.values["batch_size"])
+            update_batches(
+                {"name": cohort.name, **cohort.settings},
+                folder,
+                settings.values["batch_size"],
+            )
 except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -53,7 +57,9 @@ def of_batches(pattern, cohort):
 
 def as_arguments(option, paths):
     """An option with its paths, quoted for the shell, or nothing when there are none."""
-    return " ".join([option, *(shlex.quote(str(path)) for path in paths)]) if paths else ""
+    return (
+        " ".join([option, *(shlex.quote(str(path)) for path in paths)]) if paths else ""
+    )
 
 
 def folder_files(folder, names):
@@ -62,11 +68,19 @@ def folder_files(folder, names):
 
 def atlas_sources():
     """Files of the atlas that the configuration names; a changed file makes the atlas anew."""
-    return [path for key in ("image", "labels") if (path := settings.section("atlas").get(key))]
+    return [
+        path
+        for key in ("image", "labels")
+        if (path := settings.section("atlas").get(key))
+    ]
 
 
 def network_sources():
-    return [path for key in ("image", "table") if (path := settings.section("networks").get(key))]
+    return [
+        path
+        for key in ("image", "table")
+        if (path := settings.section("networks").get(key))
+    ]
 
 
 def encoder_of(wildcards):
@@ -75,11 +89,19 @@ def encoder_of(wildcards):
 
 def encoder_shards(wildcards):
     cohorts = encoder_of(wildcards).cohorts
-    return [shard for cohort in cohorts for shard in of_batches("{cohort}/shards/{batch}.parquet", cohort)]
+    return [
+        shard
+        for cohort in cohorts
+        for shard in of_batches("{cohort}/shards/{batch}.parquet", cohort)
+    ]
 
 
 def embeddings(cohort):
-    return expand(str(RESULTS / "{cohort}/embeddings/{encoder}.parquet"), cohort=cohort, encoder=settings.encoders)
+    return expand(
+        str(RESULTS / "{cohort}/embeddings/{encoder}.parquet"),
+        cohort=cohort,
+        encoder=settings.encoders,
+    )
 
 
 def probe_rows(cohort):
@@ -88,7 +110,9 @@ def probe_rows(cohort):
 
 
 def final_outputs():
-    outputs = [RESULTS / cohort.name / "qc" / "summary.json" for cohort in settings.cohorts]
+    outputs = [
+        RESULTS / cohort.name / "qc" / "summary.json" for cohort in settings.cohorts
+    ]
     for cohort in settings.probe_cohorts:
         outputs += embeddings(cohort)
     return outputs

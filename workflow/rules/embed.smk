@@ -2,12 +2,11 @@ rule embed:
     input:
         weights=RESULTS / "pretrain" / "{encoder}" / "weights.safetensors",
         config=RESULTS / "pretrain" / "{encoder}" / "config.json",
-        shards=lambda wildcards: of_batches("{cohort}/shards/{batch}.parquet", wildcards.cohort),
+        shards=lambda wildcards: of_batches(
+            "{cohort}/shards/{batch}.parquet", wildcards.cohort
+        ),
     output:
         RESULTS / "{cohort}" / "embeddings" / "{encoder}.parquet",
-    params:
-        settings=settings.json("embed"),
-        code=code_version("embed"),
     log:
         RESULTS / "logs" / "embed" / "{cohort}" / "{encoder}.log",
     benchmark:
@@ -19,6 +18,9 @@ rule embed:
         gpu=settings.values["pretrain"]["gpus"],
         mem_mb=grows_with_attempt(8000),
         runtime=grows_with_attempt(120),
+    params:
+        settings=settings.json("embed"),
+        code=code_version("embed"),
     shell:
         "python -m semantoks.embed --settings {params.settings:q} --weights {input.weights:q} --shards {input.shards:q}"
         " --output {output:q} > {log:q} 2>&1"

@@ -3,20 +3,23 @@ def fmriprep_statuses(wildcards):
     if cohort.source["type"] != "bids":
         return []
     participants = current_participants(RESULTS / cohort.name / "batches")
-    return expand(RESULTS / cohort.name / "fmriprep" / "sub-{participant}.json", participant=participants)
+    return expand(
+        RESULTS / cohort.name / "fmriprep" / "sub-{participant}.json",
+        participant=participants,
+    )
 
 
 rule index:
     input:
-        fingerprints=lambda wildcards: of_batches("{cohort}/batches/{batch}.tsv", wildcards.cohort),
-        participants=lambda wildcards: (settings.cohort(wildcards.cohort).settings["participants"] or {}).get("path", []),
+        fingerprints=lambda wildcards: of_batches(
+            "{cohort}/batches/{batch}.tsv", wildcards.cohort
+        ),
+        participants=lambda wildcards: (
+            settings.cohort(wildcards.cohort).settings["participants"] or {}
+        ).get("path", []),
         fmriprep=fmriprep_statuses,
     output:
         RESULTS / "{cohort}" / "index.parquet",
-    params:
-        settings=lambda wildcards: settings.cohort(wildcards.cohort).json(RECORDING_KEYS),
-        code=code_version("index"),
-        manifest=lambda wildcards: RESULTS / wildcards.cohort / "batches",
     log:
         RESULTS / "logs" / "index" / "{cohort}.log",
     benchmark:
@@ -27,6 +30,12 @@ rule index:
     resources:
         mem_mb=grows_with_attempt(2000),
         runtime=grows_with_attempt(30),
+    params:
+        settings=lambda wildcards: settings.cohort(wildcards.cohort).json(
+            RECORDING_KEYS
+        ),
+        code=code_version("index"),
+        manifest=lambda wildcards: RESULTS / wildcards.cohort / "batches",
     shell:
         "python -m semantoks.index --settings {params.settings:q} --manifest {params.manifest:q}"
         " --fmriprep-status {input.fmriprep:q} --output {output:q} > {log:q} 2>&1"

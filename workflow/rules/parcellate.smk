@@ -5,7 +5,11 @@ def parcellate_settings(wildcards):
 
 def parcellate_module(wildcards):
     """Cohorts of images are parcellated; those that bring time series enter here."""
-    return "import_timeseries" if settings.cohort(wildcards.cohort).imports_timeseries else "parcellate"
+    return (
+        "import_timeseries"
+        if settings.cohort(wildcards.cohort).imports_timeseries
+        else "parcellate"
+    )
 
 
 rule parcellate:
@@ -16,11 +20,6 @@ rule parcellate:
         atlas=rules.atlas.output,
     output:
         RESULTS / "{cohort}" / "timeseries" / "{batch}.parquet",
-    params:
-        settings=parcellate_settings,
-        code=lambda wildcards: code_version(parcellate_module(wildcards)),
-        module=parcellate_module,
-        atlas=RESULTS / "atlas",
     log:
         RESULTS / "logs" / "parcellate" / "{cohort}" / "{batch}.log",
     benchmark:
@@ -30,6 +29,11 @@ rule parcellate:
     resources:
         mem_mb=grows_with_attempt(4000),
         runtime=grows_with_attempt(120),
+    params:
+        settings=parcellate_settings,
+        code=lambda wildcards: code_version(parcellate_module(wildcards)),
+        module=parcellate_module,
+        atlas=RESULTS / "atlas",
     shell:
         "python -m semantoks.{params.module} --settings {params.settings:q} --index {input.index:q}"
         " --batch {wildcards.batch} --atlas {params.atlas:q} --output {output:q} > {log:q} 2>&1"

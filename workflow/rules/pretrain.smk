@@ -2,15 +2,10 @@ rule pretrain:
     input:
         encoder_shards,
     output:
-        folder_files("pretrain/{encoder}", ["weights.safetensors", "config.json", "metrics.jsonl"]),
-    params:
-        settings=lambda wildcards: encoder_of(wildcards).json(),
-        seed=lambda wildcards: encoder_of(wildcards).seed,
-        untrained=lambda wildcards: "--random-initialisation" if encoder_of(wildcards).untrained else "",
-        code=code_version("pretrain"),
-        folder=lambda wildcards: RESULTS / "pretrain" / wildcards.encoder,
-        # Not an output: Snakemake deletes the outputs of a rule that fails, and checkpoints must survive that.
-        checkpoints=lambda wildcards: RESULTS / "checkpoints" / wildcards.encoder,
+        folder_files(
+            "pretrain/{encoder}",
+            ["weights.safetensors", "config.json", "metrics.jsonl"],
+        ),
     log:
         RESULTS / "logs" / "pretrain" / "{encoder}.log",
     benchmark:
@@ -22,6 +17,16 @@ rule pretrain:
         gpu=settings.values["pretrain"]["gpus"],
         mem_mb=grows_with_attempt(16000),
         runtime=grows_with_attempt(240),
+    params:
+        settings=lambda wildcards: encoder_of(wildcards).json(),
+        seed=lambda wildcards: encoder_of(wildcards).seed,
+        untrained=lambda wildcards: (
+            "--random-initialisation" if encoder_of(wildcards).untrained else ""
+        ),
+        code=code_version("pretrain"),
+        folder=lambda wildcards: RESULTS / "pretrain" / wildcards.encoder,
+        # Not an output: Snakemake deletes the outputs of a rule that fails, and checkpoints must survive that.
+        checkpoints=lambda wildcards: RESULTS / "checkpoints" / wildcards.encoder,
     shell:
         "python -m semantoks.pretrain --settings {params.settings:q} --shards {input:q} --seed {params.seed}"
         " {params.untrained} --checkpoints {params.checkpoints:q} --output {params.folder:q} > {log:q} 2>&1"

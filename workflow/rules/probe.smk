@@ -4,7 +4,9 @@ def probe_settings(wildcards):
 
 def participants_table(wildcards):
     """A changed label reruns the probes, not what comes before them."""
-    return (settings.cohort(wildcards.cohort).settings["participants"] or {}).get("path", [])
+    return (settings.cohort(wildcards.cohort).settings["participants"] or {}).get(
+        "path", []
+    )
 
 
 def cohort_shards(wildcards):
@@ -23,15 +25,15 @@ rule splits:
         participants=participants_table,
     output:
         RESULTS / "{cohort}" / "splits.parquet",
-    params:
-        settings=probe_settings,
-        code=code_version("splits"),
     log:
         RESULTS / "logs" / "splits" / "{cohort}.log",
     benchmark:
         RESULTS / "benchmarks" / "splits" / "{cohort}.tsv"
     conda:
         "../../envs/probe.yaml"
+    params:
+        settings=probe_settings,
+        code=code_version("splits"),
     shell:
         "python -m semantoks.splits --settings {params.settings:q} --shards {input.shards:q} --output {output:q}"
         " > {log:q} 2>&1"
@@ -42,20 +44,18 @@ rule probe:
         splits=rules.splits.output,
         participants=participants_table,
         embeddings=row_embeddings,
-        shards=branch(lambda wildcards: wildcards.row == "fc", then=cohort_shards, otherwise=[]),
+        shards=branch(
+            lambda wildcards: wildcards.row == "fc", then=cohort_shards, otherwise=[]
+        ),
         qc=branch(
             lambda wildcards: wildcards.row == "confounds",
-            then=lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),
+            then=lambda wildcards: of_batches(
+                "{cohort}/qc/{batch}.parquet", wildcards.cohort
+            ),
             otherwise=[],
         ),
     output:
         RESULTS / "{cohort}" / "probes" / "{row}.parquet",
-    params:
-        settings=probe_settings,
-        code=code_version("probe"),
-        embeddings=lambda wildcards, input: as_arguments("--embeddings", input.embeddings),
-        shards=lambda wildcards, input: as_arguments("--shards", input.shards),
-        qc=lambda wildcards, input: as_arguments("--qc", input.qc),
     log:
         RESULTS / "logs" / "probe" / "{cohort}" / "{row}.log",
     benchmark:
@@ -66,6 +66,14 @@ rule probe:
     resources:
         mem_mb=grows_with_attempt(8000),
         runtime=grows_with_attempt(120),
+    params:
+        settings=probe_settings,
+        code=code_version("probe"),
+        embeddings=lambda wildcards, input: as_arguments(
+            "--embeddings", input.embeddings
+        ),
+        shards=lambda wildcards, input: as_arguments("--shards", input.shards),
+        qc=lambda wildcards, input: as_arguments("--qc", input.qc),
     shell:
         "python -m semantoks.probe --settings {params.settings:q} --row {wildcards.row} --splits {input.splits:q}"
         " {params.embeddings} {params.shards} {params.qc} --output {output:q} > {log:q} 2>&1"

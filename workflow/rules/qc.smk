@@ -3,9 +3,6 @@ rule qc:
         RESULTS / "{cohort}" / "timeseries" / "{batch}.parquet",
     output:
         RESULTS / "{cohort}" / "qc" / "{batch}.parquet",
-    params:
-        settings=settings.json("qc"),
-        code=code_version("qc"),
     log:
         RESULTS / "logs" / "qc" / "{cohort}" / "{batch}.log",
     benchmark:
@@ -15,6 +12,9 @@ rule qc:
     resources:
         mem_mb=grows_with_attempt(2000),
         runtime=grows_with_attempt(30),
+    params:
+        settings=settings.json("qc"),
+        code=code_version("qc"),
     shell:
         "python -m semantoks.qc --settings {params.settings:q} --timeseries {input:q} --output {output:q}"
         " > {log:q} 2>&1"
@@ -23,15 +23,12 @@ rule qc:
 rule qc_summary:
     input:
         qc=lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),
-        timeseries=lambda wildcards: of_batches("{cohort}/timeseries/{batch}.parquet", wildcards.cohort),
+        timeseries=lambda wildcards: of_batches(
+            "{cohort}/timeseries/{batch}.parquet", wildcards.cohort
+        ),
         networks=rules.networks.output,
     output:
         folder_files("{cohort}/qc", ["exclusions.tsv", "summary.json"]),
-    params:
-        settings=settings.json("qc", simulated=settings.values["simulated"]),
-        code=code_version("qc"),
-        atlas=RESULTS / "atlas",
-        folder=lambda wildcards: RESULTS / wildcards.cohort / "qc",
     log:
         RESULTS / "logs" / "qc" / "{cohort}" / "summary.log",
     benchmark:
@@ -41,6 +38,11 @@ rule qc_summary:
     resources:
         mem_mb=grows_with_attempt(4000),
         runtime=grows_with_attempt(60),
+    params:
+        settings=settings.json("qc", simulated=settings.values["simulated"]),
+        code=code_version("qc"),
+        atlas=RESULTS / "atlas",
+        folder=lambda wildcards: RESULTS / wildcards.cohort / "qc",
     shell:
         "python -m semantoks.qc --settings {params.settings:q} --summary {input.qc:q}"
         " --timeseries {input.timeseries:q} --atlas {params.atlas:q} --output-folder {params.folder:q} > {log:q} 2>&1"

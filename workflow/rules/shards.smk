@@ -5,9 +5,6 @@ rule shards:
         networks=rules.networks.output,
     output:
         RESULTS / "{cohort}" / "shards" / "{batch}.parquet",
-    params:
-        settings=settings.json("shards"),
-        code=code_version("shards"),
     log:
         RESULTS / "logs" / "shards" / "{cohort}" / "{batch}.log",
     benchmark:
@@ -17,6 +14,9 @@ rule shards:
     resources:
         mem_mb=grows_with_attempt(2000),
         runtime=grows_with_attempt(30),
+    params:
+        settings=settings.json("shards"),
+        code=code_version("shards"),
     shell:
         "python -m semantoks.shards --settings {params.settings:q} --timeseries {input.timeseries:q} --qc {input.qc:q}"
         " --networks {input.networks:q} --output {output:q} > {log:q} 2>&1"
