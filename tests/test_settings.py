@@ -1,0 +1,119 @@
+"""The configuration: defaults filled in, mistakes named with the nearest valid key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+from semantoks.config_reference import PAGE, entries, page
+from semantoks.errors import UserError
+from semantoks.settings import cohort_schema, config_schema, load_settings
+
+
+def write_cohort(folder: Path, name: str = "study", **keys) -> str:
+    path = folder / f"{name}.yaml"
+    content = {"source": {"type": "fmriprep", "path": str(folder)}, **keys}
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def config(folder: Path, **keys) -> dict:
+    return {"cohorts": [write_cohort(folder)], "atlas": {"name": "own"}, **keys}
+
+
+def test_defaults_are_filled_in(tmp_path):
+    settings = load_settings(config(tmp_path))
+    assert settings.section("shards") == {"tr": 2.0, "row_group_size": 64}
+    assert settings.cohorts[0].name == "study"
+    assert settings.cohorts[0].settings["space"] == "MNI152NLin6Asym"
+    assert str(settings.results) == "results"
+
+
+def test_encoders_have_names_by_seed(tmp_path):
+    encoders = {"small": {"preset": "small", "seeds": [0, 1], "random_seeds": [0]}}
+    settings = load_settings(config(tmp_path, pretrain={"encoders": encoders}))
+    assert list(settings.encoders) == ["small_seed-0", "small_seed-1", "small-random_seed-0"]
+    encoder = settings.encoder("small-random_seed-0")
+    assert (encoder.untrained, encoder.seed, encoder.cohorts) == (True, 0, ("study",))
+    assert "seeds" not in encoder.json()
+
+
+MISTAKES = {
+    "misspelt section": ({"parcelate": {}}, r"unknown key 'parcelate'; did you mean 'parcellate'\?"),
+    "misspelt key": ({"shards": {"t_r": 2.0}}, r"unknown key 'shards.t_r'; did you mean 'tr'\?"),
+    "wrong type": ({"shards": {"tr": "two"}}, r"key 'shards.tr': 'two' is not of type 'number'"),
+    "out of range": ({"shards": {"tr": 0}}, r"key 'shards.tr': 0 is less than or equal to the minimum of 0"),
+    "misspelt encoder key": (
+        {"pretrain": {"encoders": {"small": {"epoch": 3}}}},
+        r"unknown key 'pretrain.encoders.small.epoch'; did you mean 'epochs'\?",
+    ),
+    "encoder on an unknown cohort": (
+        {"pretrain": {"encoders": {"small": {"cohorts": ["other"]}}}},
+        r"expected some of \['study'\], found \['other'\]",
+    ),
+    "no such cohort": ({"cohorts": ["abide1_cc20"]}, r"found none at .*abide1_cc20.yaml; did you mean 'abide1_cc200"),
+    "variable not set": (
+        {"atlas": {"name": "own", "image": "${SEMANTOKS_NO_SUCH}/a.nii.gz"}},
+        r"key 'atlas.image': expected the environment variable SEMANTOKS_NO_SUCH .* export SEMANTOKS_NO_SUCH=",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_the_configuration(tmp_path, mistake):
+    keys, message = MISTAKES[mistake]
+    with pytest.raises(UserError, match=message):
+        load_settings(config(tmp_path) | keys, "own.yaml")
+
+
+COHORT_MISTAKES = {
+    "misspelt key": ({"taks": ["rest"]}, r"study.yaml: unknown key 'taks'; did you mean 'tasks'\?"),
+    "unknown source": ({"source": {"type": "dicom", "path": "x"}}, r"key 'source.type': 'dicom' is not one of"),
+    "key of another source": (
+        {"source": {"type": "fmriprep", "path": "x", "derivatives": "y"}},
+        r"unknown key 'source.derivatives'; known keys here: path, type",
+    ),
+    "missing key of a source": (
+        {"source": {"type": "hdf5", "path": "x"}},
+        r"key 'source': expected the key 'datasets'",
+    ),
+    "phenotype without column": (
+        {"phenotypes": {"sex": {"type": "classification"}}},
+        r"key 'phenotypes.sex': expected the key 'column'",
+    ),
+    "misspelt phenotype key": (
+        {"phenotypes": {"sex": {"column": "SEX", "type": "classification", "stratified": []}}},
+        r"unknown key 'phenotypes.sex.stratified'; did you mean 'stratify'\?",
+    ),
+    "numbers as labels": ({"entities": {"run": [1]}}, r"key 'entities.run.0': 1 is not of type 'string'"),
+}
+
+
+@pytest.mark.parametrize("mistake", COHORT_MISTAKES)
+def test_mistakes_in_a_cohort_file(tmp_path, mistake):
+    keys, message = COHORT_MISTAKES[mistake]
+    path = write_cohort(tmp_path, **keys)
+    with pytest.raises(UserError, match=message):
+        load_settings({"cohorts": [path], "atlas": {"name": "own"}})
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "config").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configurations_are_valid(path, monkeypatch):
+    for variable in ("ABIDE1_CC200", "SEMANTOKS_ATLASES"):
+        monkeypatch.setenv(variable, "/data")
+    load_settings(yaml.safe_load(path.read_text()), path.name)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "config/cohorts").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_cohorts_are_valid(path, monkeypatch):
+    monkeypatch.setenv("ABIDE1_CC200", "/data")
+    load_settings({"cohorts": [str(path)], "atlas": {"name": "own"}})
+
+
+def test_every_key_is_described_and_the_page_lists_them():
+    for schema in (config_schema(), cohort_schema()):
+        for key, entry in entries(schema, ""):
+            assert entry.get("description"), f"{key} has no description"
+    assert PAGE.read_text() == page(), "run make docs"

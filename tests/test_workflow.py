@@ -1,0 +1,134 @@
+"""The job graph: dry runs over fake trees, with the jobs that each of them needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from bids_trees import derivative, raw
+from conftest import REPOSITORY
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run snakemake on the configuration in ``folder``, there."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", "2"]
+    command += ["--configfile", str(folder / "config.yaml"), "--directory", str(folder), *arguments]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+
+
+def dry_run(folder: Path) -> dict[str, int]:
+    """Number of jobs of each rule."""
+    result = snakemake(folder, "--dry-run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    counts = re.findall(r"^(\w+) +(\d+)$", result.stdout + result.stderr, flags=re.MULTILINE)
+    assert counts, result.stdout
+    return {rule: int(count) for rule, count in counts}
+
+
+def write_config(folder: Path, sources: Mapping[str, Mapping], **keys) -> None:
+    """A configuration of cohorts by name, each with the keys of its file."""
+    (folder / "labels.tsv").write_text("index\tname\tnetwork\n1\ta\tVis\n2\tb\tDefault\n")
+    for name, cohort in sources.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(dict(cohort)))
+    config = {
+        "cohorts": [str(folder / f"{name}.yaml") for name in sources],
+        "atlas": {"name": "own", "labels": str(folder / "labels.tsv")},
+        "pretrain": {"encoders": {"tiny": {"preset": "tiny", "epochs": 1, "random_seeds": [0]}}},
+        "batch_size": 2,
+        **keys,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def derivatives(path: Path, **keys) -> dict:
+    return {"source": {"type": "fmriprep", "path": str(path)}, **keys}
+
+
+PHENOTYPES = {"sex": {"column": "sex", "type": "classification"}}
+TREES = {
+    "no sessions": (["sub-01_task-rest", "sub-02_task-rest", "sub-03_task-rest"], {}, 2),
+    "sessions, several runs": (
+        ["sub-01_ses-1_task-rest_run-1", "sub-01_ses-1_task-rest_run-2", "sub-02_ses-1_task-rest_run-1"],
+        {},
+        2,
+    ),
+    "unequal sessions": (["sub-01_ses-1_task-rest", "sub-01_ses-2_task-rest", "sub-02_task-rest"], {}, 2),
+    "one of two tasks": (["sub-01_task-rest", "sub-01_task-nback", "sub-02_task-rest"], {"tasks": ["rest"]}, 1),
+    "one of two spaces": (["sub-01_task-rest", "sub-02_task-rest"], {"space": "MNI152NLin2009cAsym"}, 1),
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_dry_run_over_a_tree(tmp_path, tree):
+    names, keys, batches = TREES[tree]
+    for name in names:
+        for space in ("MNI152NLin6Asym", "MNI152NLin2009cAsym") if "spaces" in tree else ("MNI152NLin6Asym",):
+            derivative(tmp_path / "data", name, space=space)
+    write_config(tmp_path, {"study": derivatives(tmp_path / "data", **keys)})
+    jobs = dry_run(tmp_path)
+    assert jobs["index"] == jobs["qc_summary"] == jobs["atlas"] == jobs["networks"] == 1
+    assert jobs["parcellate"] == jobs["qc"] == jobs["shards"] == batches
+    assert jobs["pretrain"] == 2
+    assert "fmriprep" not in jobs
+    assert "probe" not in jobs
+
+
+def test_dry_run_of_two_cohorts_of_which_one_has_phenotypes(tmp_path):
+    for cohort, count in (("one", 3), ("two", 2)):
+        for number in range(count):
+            derivative(tmp_path / cohort, f"sub-{number:02d}_task-rest")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tsex\n00\tF\n01\tM\n02\tF\n")
+    probed = derivatives(tmp_path / "one", participants={"path": str(table)}, phenotypes=PHENOTYPES)
+    write_config(tmp_path, {"one": probed, "two": derivatives(tmp_path / "two", role="pretrain")})
+    jobs = dry_run(tmp_path)
+    assert jobs["index"] == 2
+    assert jobs["parcellate"] == 3
+    assert jobs["pretrain"] == jobs["embed"] == 2
+    assert jobs["probe"] == 3 + 2
+    assert jobs["splits"] == 1
+
+
+def test_dry_run_of_a_cohort_without_derivatives_runs_fmriprep_once_per_participant(tmp_path):
+    for name in ("sub-01_ses-1_task-rest", "sub-01_ses-2_task-rest", "sub-02_ses-1_task-rest"):
+        raw(tmp_path / "raw", name)
+    source = {"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")}
+    write_config(tmp_path, {"study": {"source": source}})
+    jobs = dry_run(tmp_path)
+    assert jobs["fmriprep"] == 2
+    assert jobs["parcellate"] == 2
+
+
+def expect_error(folder: Path, *words: str) -> None:
+    """One message, no traceback, exit code 2."""
+    result = snakemake(folder, "--dry-run")
+    assert result.returncode == 2, result.stdout + result.stderr
+    message = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1, result.stderr
+    for word in words:
+        assert word in message[0]
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_an_empty_cohort(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_config(tmp_path, {"study": derivatives(tmp_path / "data")})
+    expect_error(tmp_path, "cohort study", "found none that fit", "'tasks'")
+
+
+def test_a_missing_folder(tmp_path):
+    write_config(tmp_path, {"study": derivatives(tmp_path / "absent")})
+    expect_error(tmp_path, "key 'source.path'", "found nothing at", "absent")
+
+
+def test_a_misspelt_key(tmp_path):
+    derivative(tmp_path / "data", "sub-01_task-rest")
+    write_config(tmp_path, {"study": derivatives(tmp_path / "data")}, parcelate={})
+    expect_error(tmp_path, "config.yaml: unknown key 'parcelate'", "did you mean 'parcellate'?")
