@@ -50,6 +50,11 @@ class Strategy:
     cosines: bool = False
     censoring: Censoring = Censoring()
 
+    @property
+    def needs_confounds(self) -> bool:
+        """Whether anything of the confounds table is used beyond motion measures."""
+        return bool(self.confounds or self.acompcor or self.cosines or self.censoring != Censoring())
+
 
 def available_strategies() -> list[str]:
     """Names of the strategies that come with the workflow."""
@@ -191,8 +196,8 @@ def _components(confounds: pd.DataFrame, sidecar: Mapping[str, Any], tissue: str
     return found
 
 
-def kept_volumes(confounds: pd.DataFrame, censoring: Censoring) -> NDArray[np.bool_]:
-    """Which volumes are kept, bool [time].
+def kept_volumes(confounds: pd.DataFrame, censoring: Censoring, first: int = 0) -> NDArray[np.bool_]:
+    """Which volumes from number ``first`` on are kept, bool [time − first].
 
     A volume is censored above a threshold, and with it every kept stretch shorter than the minimum segment.
 
@@ -207,6 +212,7 @@ def kept_volumes(confounds: pd.DataFrame, censoring: Censoring) -> NDArray[np.bo
         if "std_dvars" not in confounds:
             raise UserError("confounds: expected the column 'std_dvars' for censoring, found none")
         kept &= ~(confounds["std_dvars"].to_numpy() > censoring.std_dvars)
+    kept = kept[first:]
     for start, end in stretches(kept):
         if end - start < censoring.minimum_segment:
             kept[start:end] = False

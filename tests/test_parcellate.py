@@ -1,0 +1,446 @@
+"""Parcellation: planted series come back by name, nilearn agrees, and what is broken becomes a reason."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_images as synthetic
+from nilearn.image import resample_to_img
+from nilearn.maskers import NiftiLabelsMasker
+from nilearn.masking import compute_epi_mask
+from scipy.signal import detrend
+from semantoks import parcellate
+from semantoks.confounds import read_confounds
+from semantoks.denoise import design, load_strategy
+from semantoks.errors import UserError
+from semantoks.files import read_metadata, read_table
+from semantoks.isolation import CrashError, run_isolated
+from semantoks.parcel_means import open_bold, parcel_means
+from synthetic_images import INDEX, N_VOLUMES, NAMES, SHAPE, TR
+
+SETTINGS = {
+    "denoising": "none",
+    "band_pass": [0.01, 0.1],
+    "detrend": True,
+    "minimum_coverage": 0.5,
+    "minimum_degrees_of_freedom": 10,
+}
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+@pytest.fixture
+def atlas(tmp_path: Path) -> Path:
+    return synthetic.atlas_folder(tmp_path / "atlas")
+
+
+def run(row: dict[str, Any], atlas: Path, **changes: Any) -> dict[str, Any]:
+    """One recording, its bold as [ROI, time]."""
+    settings = parcellate.ParcellateSettings(**(SETTINGS | changes))
+    strategy = load_strategy(settings.denoising)
+    result = parcellate.parcellate_recording(row, parcellate.AtlasFiles.read(atlas), strategy, settings)
+    return result | {"bold": result["bold"].reshape(len(NAMES), -1)}
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.array([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)])
+
+
+def test_planted_series_come_back_under_their_names(random: np.random.Generator, atlas: Path, tmp_path: Path) -> None:
+    series = synthetic.planted_series(random)
+    row = synthetic.write_recording(tmp_path, "sub-01", synthetic.bold_image(series, random), None)
+    result = run(row, atlas, band_pass=None, detrend=False)
+    np.testing.assert_allclose(result["bold"], series, rtol=1e-6)
+    assert result["coverage"].tolist() == [1] * 5
+    assert result["mask_computed"] is False
+
+
+@pytest.mark.parametrize("flipped", ["bold", "atlas", "both"])
+def test_images_stored_las_and_ras_give_the_same_series(
+    random: np.random.Generator, tmp_path: Path, flipped: str
+) -> None:
+    series = synthetic.planted_series(random)
+    image = synthetic.bold_image(series, random)
+    atlas = synthetic.atlas_folder(tmp_path / "atlas")
+    if flipped != "atlas":
+        image = nibabel.Nifti1Image(np.asarray(image.dataobj)[::-1], synthetic.affine(flip=True))
+    if flipped != "bold":
+        las = nibabel.Nifti1Image(synthetic.atlas_labels()[::-1].astype(np.int16), synthetic.affine(flip=True))
+        nibabel.save(las, atlas / "atlas.nii.gz")
+    row = synthetic.write_recording(tmp_path, "sub-01", image, None)
+    np.testing.assert_allclose(run(row, atlas, band_pass=None, detrend=False)["bold"], series, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("denoising", ["24P+acompcor", "36P"])
+def test_equals_nilearn_masker_with_the_same_cleaning(
+    random: np.random.Generator, atlas: Path, tmp_path: Path, dtype: Any, denoising: str
+) -> None:
+    image = synthetic.bold_image(synthetic.planted_series(random), random, noise=30, dtype=dtype)
+    image.header.set_slope_inter(0.5, 3)
+    confounds = synthetic.confounds_table(random, n_non_steady=2)
+    mask = np.ones(SHAPE, dtype=bool)
+    mask[:3] = False
+    row = synthetic.write_recording(tmp_path, "sub-01", image, confounds, mask)
+    ours = run(row, atlas, denoising=denoising)
+    table = read_confounds(row["confounds_path"])
+    regressors = design(table, load_strategy(denoising), {}).to_numpy()
+    masker = NiftiLabelsMasker(
+        atlas / "atlas.nii.gz",
+        mask_img=row["mask_path"],
+        t_r=TR,
+        low_pass=0.1,
+        high_pass=0.01,
+        detrend=True,
+        standardize=None,
+        standardize_confounds=True,
+        verbose=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        steady = nibabel.load(row["bold_path"]).slicer[..., 2:]
+        theirs = masker.fit_transform(steady, confounds=regressors[2:]).T
+    theirs = dict(zip([i for i in masker.labels_ if i != "Background" and i != 0], theirs, strict=True))
+    expected = np.array([theirs[index] for index in INDEX])
+    assert ours["n_frames"] == N_VOLUMES - 2 == expected.shape[1]
+    assert np.abs(ours["bold"] - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_labels_are_matched_by_value_when_a_mask_empties_one(
+    random: np.random.Generator, atlas: Path, tmp_path: Path
+) -> None:
+    series = synthetic.planted_series(random)
+    mask = synthetic.atlas_labels() != INDEX[1]
+    row = synthetic.write_recording(tmp_path, "sub-01", synthetic.bold_image(series, random), None, mask)
+    result = run(row, atlas, band_pass=None, detrend=False)
+    assert np.isnan(result["bold"][1]).all()
+    assert result["coverage"].tolist() == [1, 0, 1, 1, 1]
+    np.testing.assert_allclose(result["bold"][[0, 2, 3, 4]], series[[0, 2, 3, 4]], rtol=1e-6)
+
+
+def test_coverage_counts_mask_constant_and_broken_voxels_and_half_is_enough(
+    random: np.random.Generator, atlas: Path, tmp_path: Path
+) -> None:
+    series = synthetic.planted_series(random)
+    image = synthetic.bold_image(series, random)
+    data = np.array(image.dataobj)
+    labels = synthetic.atlas_labels()
+    voxels = [np.argwhere(labels == index) for index in INDEX]
+    mask = np.ones(SHAPE, dtype=bool)
+    mask[tuple(voxels[0][:32].T)] = False  # 32 of 64 outside the mask: half
+    data[tuple(voxels[1][:33].T)] = 0.0  # 33 of 64 constant: less than half
+    data[(*tuple(voxels[2][0]), 100)] = np.nan  # one voxel with one NaN
+    row = synthetic.write_recording(tmp_path, "sub-01", nibabel.Nifti1Image(data, image.affine), None, mask)
+    result = run(row, atlas, band_pass=None, detrend=False)
+    np.testing.assert_allclose(result["coverage"], [0.5, 31 / 64, 35 / 36, 1, 1])
+    assert np.isnan(result["bold"]).all(axis=1).tolist() == [False, True, False, False, False]
+    np.testing.assert_allclose(result["bold"][[0, 2, 3, 4]], series[[0, 2, 3, 4]], rtol=1e-6)
+
+
+def test_tsnr_is_mean_over_deviation_per_voxel(random: np.random.Generator, atlas: Path) -> None:
+    series = np.full((5, N_VOLUMES), 1000.0)
+    image = synthetic.bold_image(series, random, noise=20)
+    path = atlas / "bold.nii.gz"
+    nibabel.save(image, path)
+    labels = synthetic.atlas_labels()
+    parcels = parcel_means(open_bold(path), labels, np.array(INDEX), np.ones(SHAPE, dtype=bool), first=3)
+    data = np.asarray(image.dataobj)[..., 3:]
+    expected = [(data.mean(-1) / data.std(-1))[labels == index].mean() for index in INDEX]
+    np.testing.assert_allclose(parcels.tsnr, expected, rtol=1e-4)
+
+
+def test_a_grid_that_does_not_match_is_reached_by_nearest_neighbour_and_the_loss_reported(
+    random: np.random.Generator, atlas: Path, tmp_path: Path
+) -> None:
+    series = synthetic.planted_series(random)
+    image = synthetic.bold_image(series, random)
+    grid = nibabel.Nifti1Image(np.zeros((19, 20, 30)), np.diag([2.5, 2.6, 1.9, 1.0]))
+    grid.affine[:3, 3] = [-22.3, -27.1, -18.9]
+    moved = resample_to_img(image, grid, interpolation="nearest", force_resample=True, copy_header=True)
+    row = synthetic.write_recording(tmp_path, "sub-01", moved, None)
+    result = run(row, atlas, band_pass=None, detrend=False)
+    np.testing.assert_allclose(result["bold"], series, rtol=1e-6)
+    labels = nibabel.load(atlas / "atlas.nii.gz")
+    theirs = resample_to_img(labels, grid, interpolation="nearest", force_resample=True, copy_header=True)
+    after = np.bincount(np.asarray(theirs.dataobj).astype(int).ravel())[INDEX] * abs(np.linalg.det(grid.affine[:3, :3]))
+    before = np.bincount(synthetic.atlas_labels().ravel())[INDEX] * 4.0**3
+    np.testing.assert_allclose(result["regridded_volume"], after / before)
+
+
+def test_a_parcel_cut_by_the_field_of_view_loses_coverage(
+    random: np.random.Generator, atlas: Path, tmp_path: Path
+) -> None:
+    series = synthetic.planted_series(random)
+    image = synthetic.bold_image(series, random)
+    cut = nibabel.Nifti1Image(
+        np.asarray(image.dataobj)[:, 4:], image.affine @ nibabel.affines.from_matvec(np.eye(3), [0, 4, 0])
+    )
+    result = run(synthetic.write_recording(tmp_path, "sub-01", cut, None), atlas, band_pass=None, detrend=False)
+    cut_away = {1: 1 / 4, 3: 1 / 4, 2: 1.0, 4: 1.0, 5: 1.0}  # boxes 1 and 3 start at y = 1, the image at 4
+    np.testing.assert_allclose(result["coverage"], [cut_away[index] for index in INDEX])
+    assert np.isnan(result["bold"][INDEX.index(1)]).all()
+
+
+def test_censored_volumes_are_interpolated_and_the_time_axis_keeps_its_length(
+    random: np.random.Generator, atlas: Path, tmp_path: Path
+) -> None:
+    series = synthetic.planted_series(random)
+    confounds = synthetic.confounds_table(random, n_non_steady=4)
+    confounds["framewise_displacement"] = 0.1
+    confounds.loc[[2, 50, 51, 90, 93], "framewise_displacement"] = 0.9
+    confounds.loc[0, "framewise_displacement"] = np.nan
+    spiked = series.copy()
+    spiked[:, [50, 51, 90, 91, 92, 93]] += 500
+    strategy = tmp_path / "scrubbing.yaml"
+    strategy.write_text(
+        "name: scrubbing\ndescription: censor only\ncensoring: {framewise_displacement: 0.5, minimum_segment: 5}\n"
+    )
+    clean = synthetic.write_recording(tmp_path, "sub-01", synthetic.bold_image(series, random), confounds)
+    spoilt = synthetic.write_recording(tmp_path, "sub-02", synthetic.bold_image(spiked, random), confounds)
+    result = run(spoilt, atlas, denoising=str(strategy))
+    assert result["n_frames"] == N_VOLUMES - 4
+    assert np.flatnonzero(~result["kept"]).tolist() == [46, 47, 86, 87, 88, 89]
+    assert result["longest_gap"] == 4 * TR
+    assert result["share_censored"] == pytest.approx(6 / 196)
+    assert result["minutes_kept"] == pytest.approx(190 * TR / 60)
+    assert result["mean_fd"] == pytest.approx((192 * 0.1 + 4 * 0.9) / 196)
+    assert result["mean_fd_rate"] == pytest.approx(result["mean_fd"] / TR)
+    np.testing.assert_allclose(result["bold"], run(clean, atlas, denoising=str(strategy))["bold"], atol=1e-3)
+
+
+def test_motion_in_the_image_is_removed_and_the_signal_stays(
+    random: np.random.Generator, atlas: Path, tmp_path: Path
+) -> None:
+    series = synthetic.planted_series(random)
+    confounds = synthetic.confounds_table(random)
+    artefact = 300 * (confounds["trans_x"] - confounds["trans_x"].mean()).to_numpy() + np.linspace(0, 80, N_VOLUMES)
+    row = synthetic.write_recording(tmp_path, "sub-01", synthetic.bold_image(series + artefact, random), confounds)
+    reference = synthetic.write_recording(tmp_path, "sub-02", synthetic.bold_image(series, random), confounds)
+    dirty, cleaned = run(row, atlas)["bold"], run(row, atlas, denoising="24P")["bold"]
+    wanted, kept = run(reference, atlas)["bold"], run(reference, atlas, denoising="24P")["bold"]
+    assert np.var(dirty - wanted) > 10 * np.var(cleaned - kept)
+    # a constant may stay, as in nilearn: z-scoring takes it away
+    np.testing.assert_allclose(
+        detrend(cleaned, type="constant"), detrend(kept, type="constant"), atol=1e-4 * wanted.std()
+    )
+
+
+def test_a_missing_mask_is_computed_from_the_mean_image_and_flagged(
+    random: np.random.Generator, atlas: Path, tmp_path: Path
+) -> None:
+    image = synthetic.bold_image(synthetic.planted_series(random), random, noise=5)
+    data = np.array(image.dataobj)
+    data[[0, -1]] = data[:, [0, -1]] = 0
+    row = synthetic.write_recording(tmp_path, "sub-01", nibabel.Nifti1Image(data, image.affine), None)
+    assert run(row | {"mask_path": None}, atlas, minimum_coverage=0.4)["mask_computed"] is True
+    mask, computed = parcellate.read_mask(None, open_bold(row["bold_path"]))
+    expected = np.asarray(compute_epi_mask(nibabel.load(row["bold_path"])).dataobj) > 0
+    assert computed
+    assert 0.1 < expected.mean() < 0.9
+    np.testing.assert_array_equal(mask, expected)
+
+
+# --- what cannot be used -------------------------------------------------------------------------------------------
+
+
+def truncated(row: dict[str, Any]) -> dict[str, Any]:
+    path = Path(row["bold_path"])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return row
+
+
+def corrupted(row: dict[str, Any]) -> dict[str, Any]:
+    path = Path(row["bold_path"])
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    packed = bytearray(gzip.compress(bytes(content)))
+    packed[-8:-4] = b"\0\0\0\0"
+    path.write_bytes(bytes(packed))
+    return row
+
+
+def short_uncompressed(row: dict[str, Any]) -> dict[str, Any]:
+    content = gzip.decompress(Path(row["bold_path"]).read_bytes())
+    path = Path(row["bold_path"]).with_suffix("")
+    path.write_bytes(content[: len(content) // 2])
+    return row | {"bold_path": str(path)}
+
+
+def rewritten(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def spoil(row: dict[str, Any]) -> dict[str, Any]:
+        image = nibabel.load(row["bold_path"])
+        nibabel.save(nibabel.Nifti1Image(change(np.asarray(image.dataobj).copy()), image.affine), row["bold_path"])
+        return row
+
+    return spoil
+
+
+def not_an_image(row: dict[str, Any]) -> dict[str, Any]:
+    Path(row["bold_path"]).write_text("/annex/objects/SHA256E-s100--abc.nii.gz")
+    return row
+
+
+def nan_volume(data: np.ndarray) -> np.ndarray:
+    data[..., 36] = np.nan
+    return data
+
+
+def link_to_nothing(row: dict[str, Any]) -> dict[str, Any]:
+    Path(row["bold_path"]).unlink()
+    Path(row["bold_path"]).symlink_to("nowhere.nii.gz")
+    return row
+
+
+def with_mask(values: np.ndarray) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def spoil(row: dict[str, Any]) -> dict[str, Any]:
+        nibabel.save(nibabel.Nifti1Image(values.astype(np.uint8), synthetic.affine()), row["mask_path"])
+        return row
+
+    return spoil
+
+
+def with_confounds(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def spoil(row: dict[str, Any]) -> dict[str, Any]:
+        table = pd.read_csv(row["confounds_path"], sep="\t", na_values="n/a")
+        synthetic.write_confounds(Path(row["confounds_path"]), change(table))
+        return row
+
+    return spoil
+
+
+def missing_in_row_57(table: pd.DataFrame) -> pd.DataFrame:
+    table.loc[56, "rot_y"] = np.nan
+    return table
+
+
+def marked_late(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(non_steady_state_outlier00=(table.index == 9).astype(float))
+
+
+BROKEN = {
+    "no file": (lambda row: row | {"bold_path": "gone_bold.nii.gz"}, "gone_bold.nii.gz.*found no file"),
+    "link to nothing": (link_to_nothing, "found a link to nothing"),
+    "annex pointer": (not_an_image, "found something unreadable"),
+    "truncated gz": (truncated, "found a damaged file|found [0-9]+"),
+    "wrong gz checksum": (corrupted, "found a damaged file"),
+    "truncated nii": (short_uncompressed, "expected 200 volumes, found [0-9]+"),
+    "3D image": (rewritten(lambda data: data[..., 0]), "expected a 4D image, found 3D"),
+    "one volume": (rewritten(lambda data: data[..., :1]), "expected a time series, found 1 volume"),
+    "complex numbers": (rewritten(lambda data: data.astype(np.complex64)), "expected real numbers, found .*complex64"),
+    "NaN volume": (rewritten(nan_volume), "NaN or infinity in volume 37"),
+    "constant image": (rewritten(lambda data: np.full_like(data, 7)), "no parcel with data"),
+    "other space": (lambda row: row | {"space": "MNI152NLin2009cAsym"}, "space MNI152NLin2009cAsym, the atlas"),
+    "no space": (lambda row: row | {"space": None}, "in space None"),
+    "mask of another grid": (with_mask(np.ones((5, 5, 5))), "expected the grid of the image"),
+    "empty mask": (with_mask(np.zeros(SHAPE)), "found no voxel in it"),
+    "mask of probabilities": (
+        lambda row: row | {"mask_path": row["bold_path"]},
+        "expected a 3D label image, found 4 dimensions",
+    ),
+    "no confounds": (lambda row: row | {"confounds_path": None}, "no confounds file"),
+    "confounds gone": (lambda row: row | {"confounds_path": "gone.tsv"}, "gone.tsv: expected a table"),
+    "other rows": (with_confounds(lambda table: table.iloc[:-5]), "expected 200 rows, one per volume, found 195"),
+    "n/a in the wrong place": (with_confounds(missing_in_row_57), "'rot_y'.*row 57"),
+    "no motion columns": (with_confounds(lambda table: table.drop(columns="trans_z")), "'trans_z', found none"),
+    "no aCompCor": (
+        with_confounds(lambda table: table.filter(regex="^(?!w_comp)")),
+        "aCompCor components of white_matter, found 0",
+    ),
+    "no cosines": (with_confounds(lambda table: table.filter(regex="^(?!cosine)")), "expected cosine columns"),
+    "steady state later": (with_confounds(marked_late), "expected the first volumes to be marked"),
+    "all censored": (
+        with_confounds(lambda table: table.assign(framewise_displacement=2.0)),
+        "every volume is censored",
+    ),
+    "TR too long for the band": (lambda row: row | {"tr": 6.0}, "Nyquist"),
+    "too few degrees of freedom": (lambda row: row | {"tr": 0.5}, "degrees of freedom -.* below 10: 200 kept"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_recording_is_refused_with_its_reason(
+    random: np.random.Generator, atlas: Path, tmp_path: Path, kind: str
+) -> None:
+    image = synthetic.bold_image(synthetic.planted_series(random), random, noise=5)
+    row = synthetic.write_recording(tmp_path, "sub-01", image, synthetic.confounds_table(random))
+    spoil, message = BROKEN[kind]
+    with pytest.raises(ValueError, match=message):
+        run(spoil(row), atlas, denoising="24P+acompcor+scrubbing")
+
+
+def test_one_broken_recording_leaves_its_batch_alone(random: np.random.Generator, atlas: Path, tmp_path: Path) -> None:
+    rows = []
+    for number in range(4):
+        image = synthetic.bold_image(synthetic.planted_series(random), random, noise=5)
+        rows.append(synthetic.write_recording(tmp_path, f"sub-0{number}", image, synthetic.confounds_table(random)))
+    truncated(rows[1])
+    rows[2]["exclude_reason"] = "empty image"
+    rows += [synthetic.index_row("sub-09", batch="batch-0002")]
+    index = synthetic.write_index(tmp_path / "index.parquet", rows)
+    arguments = ["--index", str(index), "--batch", "batch-0001", "--atlas", str(atlas), "--workers", "2"]
+    settings = json.dumps(SETTINGS | {"denoising": "24P"})
+    outputs = [tmp_path / "first.parquet", tmp_path / "second.parquet"]
+    for output in outputs:
+        parcellate.main(["--settings", settings, *arguments, "--output", str(output)])
+    table = read_table(outputs[0])
+    assert table["recording_id"].tolist() == ["sub-00", "sub-01", "sub-02", "sub-03"]
+    assert table["exclude_reason"].isna().tolist() == [True, False, False, True]
+    assert table["exclude_reason"][2] == "empty image"
+    assert table.loc[1, ["bold", "kept", "mean_fd", "n_frames"]].isna().all()
+    assert len(table["bold"][0]) == 5 * N_VOLUMES
+    assert table["denoising"].tolist() == ["24P"] * 4
+    metadata = read_metadata(outputs[0])
+    assert metadata["roi_names"] == NAMES
+    assert metadata["atlas"]["name"] == "boxes"
+    assert "motion parameters" in metadata["strategy"]["description"]
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_an_unknown_batch_and_an_atlas_without_image_are_errors(atlas: Path, tmp_path: Path) -> None:
+    index = synthetic.write_index(tmp_path / "index.parquet", [synthetic.index_row()])
+    arguments = ["--settings", json.dumps(SETTINGS), "--index", str(index), "--atlas", str(atlas)]
+    arguments += ["--output", str(tmp_path / "out.parquet")]
+    with pytest.raises(UserError, match="recordings of batch 'batch-7', found none"):
+        parcellate.main([*arguments, "--batch", "batch-7"])
+    (atlas / "atlas.nii.gz").unlink()
+    with pytest.raises(UserError, match="atlas without image"):
+        parcellate.main([*arguments, "--batch", "batch-0001"])
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def crash_on_two(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 3:
+        os._exit(7)
+    return 10 * number
+
+
+def test_a_crash_costs_one_result() -> None:
+    results = run_isolated(crash_on_two, [1, 2, 3, 4], workers=2, description="test")
+    assert (results[0], results[3]) == (10, 40)
+    assert isinstance(results[1], CrashError)
+    assert "SIGKILL" in str(results[1])
+    assert "exit code 7" in str(results[2])
+
+
+def refuse(number: int) -> int:
+    raise UserError(f"number {number}")
+
+
+def test_an_error_in_isolation_is_raised_outside() -> None:
+    with pytest.raises(UserError, match="number 5"):
+        run_isolated(refuse, [5], workers=1, description="test")
