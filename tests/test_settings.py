@@ -56,7 +56,7 @@ MISTAKES = {
     "no such cohort": ({"cohorts": ["abide1_cc20"]}, r"found none at .*abide1_cc20.yaml; did you mean 'abide1_cc200"),
     "variable not set": (
         {"atlas": {"name": "own", "image": "${SEMANTOKS_NO_SUCH}/a.nii.gz"}},
-        r"key 'atlas.image': expected the environment variable SEMANTOKS_NO_SUCH .* export SEMANTOKS_NO_SUCH=",
+        r"key 'atlas.image': expected the environment variable SEMANTOKS_NO_SUCH .* `export SEMANTOKS_NO_SUCH=",
     ),
 }
 

@@ -110,9 +110,10 @@ def probe_rows(cohort):
 
 
 def final_outputs():
-    outputs = [
-        RESULTS / cohort.name / "qc" / "summary.json" for cohort in settings.cohorts
-    ]
-    for cohort in settings.probe_cohorts:
-        outputs += embeddings(cohort)
+    """What `snakemake` without a target makes: everything that the configuration asks for."""
+    outputs = [RESULTS / cohort.name / "qc" / "summary.json" for cohort in settings.cohorts]
+    outputs += [RESULTS / "pretrain" / encoder / "weights.safetensors" for encoder in settings.encoders]
+    for cohort in settings.cohorts:
+        outputs += of_batches("{cohort}/shards/{batch}.parquet", cohort.name)
+    outputs.append(RESULTS / "report.html")
     return outputs

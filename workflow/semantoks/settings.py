@@ -164,6 +164,8 @@ def config_schema() -> dict[str, Any]:
     schema = _read_yaml(SCHEMAS / "config.schema.yaml")
     for section in SECTIONS:
         schema["properties"][section] |= _read_yaml(SCHEMAS / f"{section}.schema.yaml")
+        if section not in schema["required"]:
+            schema["properties"][section]["default"] = {}
     encoder = _read_yaml(SCHEMAS / "pretrain.schema.yaml")
     encoder["properties"] |= _read_yaml(SCHEMAS / "encoder.schema.yaml")
     schema["properties"]["pretrain"]["properties"]["encoders"]["additionalProperties"] = encoder
