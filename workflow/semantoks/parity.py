@@ -27,7 +27,7 @@ from semantoks.model.encoder import Encoder, ModelSettings, scan_features
 from semantoks.objectives.schedules import Schedules, cosine
 from semantoks.objectives.self_distillation import Losses, ObjectiveSettings, Projections, SelfDistillation
 from semantoks.objectives.views import Views
-from semantoks.optimiser import make_optimiser, optimiser_step
+from semantoks.training.optimiser import make_optimiser, optimiser_step
 
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE, SCHEDULE_TOLERANCE = 1e-5, 1e-4, 1e-9
 
@@ -106,7 +106,8 @@ class Reference:
         )
         encoder = Encoder(settings, networks_from_map(self.arrays["network_map"].tolist()))
         objective = SelfDistillation(
-            encoder, ObjectiveSettings(token_weight=config["mask_loss_weight"], ttr_weight=config["network_loss_weight"])
+            encoder,
+            ObjectiveSettings(token_weight=config["mask_loss_weight"], ttr_weight=config["network_loss_weight"]),
         ).to(self.dtype)
         n_patches = config["target_time_length"] // config["patch_size"]
         roles = {"student": objective.student, "teacher": objective.teacher}
@@ -173,7 +174,8 @@ def _compare_outputs(reference: Reference, comparison: Comparison) -> None:
 def _step_losses(
     objective: SelfDistillation, views: Views, ttr_weight: float
 ) -> tuple[Losses, Projections, Projections]:
-    student, teacher = objective.project(views, ttr=ttr_weight > 0)
+    ttr = ttr_weight > 0
+    student, teacher = objective.project_student(views, ttr), objective.project_teacher(views, ttr)
     return objective.losses(student, teacher, views, ttr_weight), student, teacher
 
 
@@ -245,9 +247,7 @@ def _compare_steps(reference: Reference, steps: Mapping[str, Any], comparison: C
             comparison.add(f"steps: {key}", value, steps[key][step], OUTPUT_TOLERANCE, f"step {step}")
     norms = _authors_norms(dict(objective.student.named_parameters()), objective, "student")
     norms |= _authors_norms(dict(objective.teacher.named_parameters()), objective, "teacher")
-    _compare_norms(
-        comparison, "steps: final parameter norms", norms, steps["final_parameter_norms"], OUTPUT_TOLERANCE
-    )
+    _compare_norms(comparison, "steps: final parameter norms", norms, steps["final_parameter_norms"], OUTPUT_TOLERANCE)
 
 
 def _authors_norms(tensors: Mapping[str, Tensor | None], objective: SelfDistillation, role: str) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -36,7 +37,12 @@ _BLOCK_NAMES = {
     "mlp_out.bias": "mlp.3.bias",
     "mlp_scale": "ls2.gamma",
 }
-_HEAD_NAMES = {"hidden.weight": "0.weight", "hidden.bias": "0.bias", "output.weight": "2.weight", "output.bias": "2.bias"}
+_HEAD_NAMES = {
+    "hidden.weight": "0.weight",
+    "hidden.bias": "0.bias",
+    "output.weight": "2.weight",
+    "output.bias": "2.bias",
+}
 
 
 def authors_views(tensors: Mapping[str, Tensor], encoder: Encoder, role: str) -> dict[str, Tensor]:
@@ -80,7 +86,8 @@ def _tokenizer_views(tensors: Mapping[str, Tensor], tokenizer: SemanticTokenizer
     n_channels = n_rois * heads
 
     def by_head(values: Tensor) -> Tensor:
-        return values[:n_channels].unflatten(0, (n_rois, heads)).transpose(0, 1)
+        view: Tensor = values[:n_channels].unflatten(0, (n_rois, heads)).transpose(0, 1)
+        return view
 
     shown = {
         "dense_weight": lambda t: {"branches.0.weight": t[:, :n_rois]},
@@ -105,6 +112,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint (.pth or .safetensors), found no file")
+    state: Any
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
@@ -180,9 +188,7 @@ def check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> N
 
 
 @torch.no_grad()
-def load_branch(
-    tensors: Mapping[str, Tensor], encoder: Encoder, role: str, state: Mapping[str, Tensor]
-) -> None:
+def load_branch(tensors: Mapping[str, Tensor], encoder: Encoder, role: str, state: Mapping[str, Tensor]) -> None:
     """Copy one role's live tensors of a checkpoint into ``tensors`` (a branch's ``state_dict``), in place."""
     for key, view in authors_views(tensors, encoder, role).items():
         view.copy_(state[key])

@@ -100,7 +100,9 @@ class Block(nn.Module):
         """[B, n, D] → [B, n, D], or only the first ``n_queries`` tokens of it."""
         attended = self.attention(self.attention_norm(tokens), n_queries)
         tokens = tokens[:, :n_queries] + self.attention_scale * attended
-        return tokens + self.mlp_scale * self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(tokens))))
+        hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)))
+        result: Tensor = tokens + self.mlp_scale * self.mlp_out(hidden)
+        return result
 
 
 class Encoder(nn.Module):

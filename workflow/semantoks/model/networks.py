@@ -65,7 +65,7 @@ class NetworkTable:
     @property
     def sizes(self) -> list[int]:
         """Number of ROIs of each network."""
-        return np.bincount(self.of_roi, minlength=len(self.names)).tolist()
+        return [self.of_roi.count(index) for index in range(len(self.names))]
 
     def members(self) -> list[NDArray[np.int64]]:
         """ROI indices of each network, ascending."""

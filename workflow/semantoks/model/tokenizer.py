@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,15 @@ _LONG_SCALES = ((1, 4.0), (1, 2.0), (2, 1.0))
 """Upsampling and factor of its three kernels of 4 taps, nearest sample first."""
 _LONG_CENTRE = 8
 """y[t] = sum_j k[j] x[t + 8 - j]."""
+_LOOP_LIMIT = 64
+"""Up to so many networks a CPU takes them in turn."""
 
 
 class SemanticTokenizer(nn.Module):
     """One token per network and patch, from a dense and a structured long convolution.
 
-    All networks are computed in one batched product: their parameters are stored side by side, padded with
-    zeros to the largest network. Padding meets zero input only, so its gradient and every update are zero.
+    Parameters of all networks are stored side by side, padded with zeros to the largest network, so that batched
+    products can take all networks at once. Padding meets zero input only: its gradient and every update are zero.
 
     Parameters
     ----------
@@ -32,8 +35,11 @@ class SemanticTokenizer(nn.Module):
     patch : samples per patch.
     """
 
-    roi_slots: Tensor
+    roi_order: Tensor
     channel_rois: Tensor
+    roi_slots: Tensor
+    channel_slots: Tensor
+    live_channels: Tensor
     toeplitz_taps: Tensor
     kernel_norm: Tensor
 
@@ -57,20 +63,23 @@ class SemanticTokenizer(nn.Module):
 
         self.register_buffer("kernel_norm", torch.ones(n_networks, max(channels)))
         self.freeze_kernel_norm()
-        padding = networks.n_rois
-        roi_slots = torch.full((n_networks, max(sizes)), padding)
-        channel_rois = torch.full((n_networks, max(channels)), padding)
-        for index, (members, heads) in enumerate(zip(networks.members(), self.heads, strict=True)):
-            rois = torch.from_numpy(members)
-            roi_slots[index, : len(rois)] = rois
-            channel_rois[index, : len(rois) * heads] = rois.repeat_interleave(heads)
-        self.register_buffer("roi_slots", roi_slots.flatten(), persistent=False)
-        self.register_buffer("channel_rois", channel_rois.flatten(), persistent=False)
+        self._register_layout(sizes, channels)
         # tap of the long kernel that carries input sample s to output sample t; LONG_TAPS where none does
         samples = torch.arange(patch)
         taps = samples[None, :] + _LONG_CENTRE - samples[:, None]
         taps = torch.where((taps >= 0) & (taps < LONG_TAPS), taps, LONG_TAPS)
         self.register_buffer("toeplitz_taps", taps.flatten(), persistent=False)
+
+    def _register_layout(self, sizes: list[int], channels: list[int]) -> None:
+        """Where the ROIs and channels of each network lie: one after another, and side by side with padding."""
+        members = [torch.from_numpy(rois) for rois in self.networks.members()]
+        owners = [rois.repeat_interleave(heads) for rois, heads in zip(members, self.heads, strict=True)]
+        self._sizes, self._channels = sizes, channels
+        self.register_buffer("roi_order", torch.cat(members), persistent=False)
+        self.register_buffer("channel_rois", torch.cat(owners), persistent=False)
+        self.register_buffer("roi_slots", _padded_slots(sizes), persistent=False)
+        self.register_buffer("channel_slots", _padded_slots(channels), persistent=False)
+        self.register_buffer("live_channels", (self.channel_slots < sum(channels)).nonzero()[:, 0], persistent=False)
 
     def _initialise(self, sizes: list[int], channels: list[int]) -> None:
         """Library defaults of Conv1d and Linear: uniform within ±1/sqrt(fan-in); kernels and skip N(0, 1)."""
@@ -106,31 +115,68 @@ class SemanticTokenizer(nn.Module):
         n_scans, n_rois, n_samples = bold.shape
         n_patches = n_samples // self.patch
         rows = bold[..., : n_patches * self.patch].transpose(0, 1).reshape(n_rois, -1, self.patch)
-        rows = F.pad(rows, (0, 0, 0, 0, 0, 1))  # one ROI of zeros, for padding
-        features = torch.cat([self._dense(rows), self._long(rows)], dim=1)
-        tokens = F.gelu(features).unflatten(-1, (n_scans, n_patches, self.patch)).mean(dim=-1)
-        tokens = F.layer_norm(tokens.permute(2, 0, 3, 1), (tokens.shape[1],))
+        if bold.device.type == "cpu" and len(self._sizes) <= _LOOP_LIMIT:
+            pooled = torch.stack([self._pooled(features) for features in self._features_in_turn(rows)])
+        else:
+            pooled = self._pooled(self._features_at_once(rows))
+        tokens = pooled.unflatten(-1, (n_scans, n_patches)).permute(2, 0, 3, 1)
+        tokens = F.layer_norm(tokens, (tokens.shape[-1],))
         return tokens * self.norm_weight[:, None, :] + self.norm_bias[:, None, :]
 
-    def _dense(self, rows: Tensor) -> Tensor:
-        """Convolution over all ROIs of a network, kernel 3: [ROI + 1, B·P, patch] → [N, D1, B·P·patch]."""
-        padded = F.pad(rows, (1, 1))
-        columns = torch.stack([padded[..., tap : tap + self.patch] for tap in range(3)], dim=1).flatten(2)
-        columns = columns[self.roi_slots].view(len(self.networks.names), -1, columns.shape[-1])
-        return torch.baddbmm(self.dense_bias[..., None], self.dense_weight.flatten(2), columns)
+    def _pooled(self, features: Tensor) -> Tensor:
+        """GELU, then the mean over the samples of a patch: [..., D, B·P·patch] → [..., D, B·P]."""
+        pooled: Tensor = F.gelu(features).unflatten(-1, (-1, self.patch)).mean(dim=-1)
+        return pooled
 
-    def _long(self, rows: Tensor) -> Tensor:
-        """Depthwise long convolution with skip, then projection: [ROI + 1, B·P, patch] → [N, D2, B·P·patch].
+    def _features_in_turn(self, rows: Tensor) -> Iterator[Tensor]:
+        """Features [D, B·P·patch] of one network after another, without padding; fastest on a CPU."""
+        columns = self._dense_columns(rows).split([size * 3 for size in self._sizes])
+        channels = self._long_channels(rows).split(self._channels)
+        for index, (column, channel) in enumerate(zip(columns, channels, strict=True)):
+            dense_weight = self.dense_weight[index, :, : self._sizes[index]].flatten(1)
+            long_weight = self.long_weight[index, :, : self._channels[index]]
+            dense = torch.addmm(self.dense_bias[index, :, None], dense_weight, column)
+            long = torch.addmm(self.long_bias[index, :, None], long_weight, channel)
+            yield torch.cat([dense, long])
+
+    def _features_at_once(self, rows: Tensor) -> Tensor:
+        """Features [N, D, B·P·patch] of all networks by batched products, without a loop."""
+        n_networks, length = len(self._sizes), rows.shape[1] * self.patch
+        columns = F.pad(self._dense_columns(rows).view(len(self.roi_order), -1), (0, 0, 0, 1))
+        columns = columns.index_select(0, self.roi_slots).view(n_networks, -1, length)
+        channels = F.pad(self._long_channels(rows), (0, 0, 0, 1))
+        channels = channels.index_select(0, self.channel_slots).view(n_networks, -1, length)
+        dense = torch.baddbmm(self.dense_bias[..., None], self.dense_weight.flatten(2), columns)
+        long = torch.baddbmm(self.long_bias[..., None], self.long_weight, channels)
+        return torch.cat([dense, long], dim=1)
+
+    def _dense_columns(self, rows: Tensor) -> Tensor:
+        """Input of the dense branch: each ROI with its neighbours in time, [ROI, B·P, patch] → [ROI·3, B·P·patch]."""
+        padded = F.pad(rows.index_select(0, self.roi_order), (1, 1))
+        columns = torch.stack([padded[..., tap : tap + self.patch] for tap in range(3)], dim=1)
+        return columns.flatten(2).flatten(0, 1)
+
+    def _long_channels(self, rows: Tensor) -> Tensor:
+        """Long convolution with skip before its projection: [ROI, B·P, patch] → [channels, B·P·patch].
 
         Inside a patch the convolution of a channel is one product with a patch × patch Toeplitz matrix, and the
         skip is its diagonal.
         """
-        kernels = F.pad(self.kernels(), (0, 1)).flatten(0, 1)
-        matrices = kernels[:, self.toeplitz_taps].view(-1, self.patch, self.patch)
-        matrices = matrices + torch.diag_embed(self.long_skip.flatten()[:, None].expand(-1, self.patch))
-        channels = torch.bmm(rows[self.channel_rois], matrices.to(rows.dtype))
-        channels = channels.view(len(self.networks.names), -1, rows.shape[1] * self.patch)
-        return torch.baddbmm(self.long_bias[..., None], self.long_weight, channels)
+        kernels = F.pad(self.kernels(), (0, 1)).flatten(0, 1).index_select(0, self.live_channels)
+        skip = self.long_skip.flatten().index_select(0, self.live_channels)
+        matrices = kernels.index_select(1, self.toeplitz_taps).view(-1, self.patch, self.patch)
+        matrices = matrices + torch.diag_embed(skip[:, None].expand(-1, self.patch))
+        return torch.bmm(rows.index_select(0, self.channel_rois), matrices).flatten(1)
+
+
+def _padded_slots(sizes: list[int]) -> Tensor:
+    """Place of each network's rows, laid one after another, in rows side by side; padding reads one past the end."""
+    slots = torch.full((len(sizes), max(sizes)), sum(sizes))
+    start = 0
+    for index, size in enumerate(sizes):
+        slots[index, :size] = torch.arange(start, start + size)
+        start += size
+    return slots.flatten()
 
 
 class LinearTokenizer(nn.Module):

@@ -24,6 +24,8 @@ class MaskSettings:
     low, high : bounds of the nominal masked share.
     exact_ratio : round the nominal share to the nearest count; the reference rounds such that it masks
         about .63 where the nominal mean is .75.
+    canonical : with tokens finer than networks, a network slice takes whole canonical networks: those of the ROIs
+        (linear tokenizer), or the part of a network's name before its first underscore (``Default_2``).
     """
 
     kind: Literal["slice", "network", "temporal", "random"] = "slice"
@@ -31,6 +33,7 @@ class MaskSettings:
     low: float = 0.65
     high: float = 0.85
     exact_ratio: bool = False
+    canonical: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high < 1:

@@ -72,8 +72,9 @@ class Losses(NamedTuple):
 class SelfDistillation(nn.Module):
     """Student, teacher and their losses.
 
-    The small interface that any objective offers the training loop: ``project`` the views, ``losses`` from the
-    projections, ``after_step``. Keeping the two apart lets gradient accumulation see the whole batch's covariance.
+    The small interface that any objective offers the training loop: ``project_student`` and ``project_teacher`` of
+    the views, ``losses`` from the projections, ``after_step``. Keeping projections and losses apart lets gradient
+    accumulation see the covariance of the whole batch.
     """
 
     def __init__(self, encoder: Encoder, settings: ObjectiveSettings) -> None:
@@ -82,18 +83,21 @@ class SelfDistillation(nn.Module):
         self.student = Branch(encoder, settings.shared_head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
-    def project(self, views: Views, ttr: bool) -> tuple[Projections, Projections]:
-        """Student and teacher projections; the teacher sees the unmasked views."""
-        hidden = None if views.present is None else ~views.present.repeat(2, 1, 1)
-        mask = views.mask
-        if mask is not None and hidden is not None:
-            mask = mask | hidden
-        student = self._branch(self.student, views, hidden if mask is None else mask, ttr)
-        with torch.no_grad():
-            teacher = self._branch(self.teacher, views, hidden, ttr)
-        return student, teacher
+    def project_student(self, views: Views, ttr: bool) -> Projections:
+        """Student projections of the masked views."""
+        hidden = _absent(views)
+        if views.mask is None:
+            mask = hidden
+        else:
+            mask = views.mask if hidden is None else views.mask | hidden
+        return self._project(self.student, views, mask, ttr)
 
-    def _branch(self, branch: Branch, views: Views, mask: Tensor | None, ttr: bool) -> Projections:
+    @torch.no_grad()
+    def project_teacher(self, views: Views, ttr: bool) -> Projections:
+        """Teacher projections of the unmasked views."""
+        return self._project(self.teacher, views, _absent(views), ttr)
+
+    def _project(self, branch: Branch, views: Views, mask: Tensor | None, ttr: bool) -> Projections:
         only_cls = views.mask is None and not ttr
         outputs = branch.encoder(views.bold, mask, only_cls)
         cls = branch.head(outputs[:, 0]).unflatten(0, (2, -1))
@@ -124,19 +128,24 @@ class SelfDistillation(nn.Module):
         ttr = token = zero
         if student.networks is not None and teacher.networks is not None:
             weights = None if views.present is None else views.present.any(dim=2).flatten()
-            ttr = coding_rate_loss(student.networks.flatten(1, 2), teacher.networks.flatten(1, 2), weights, epsilon).loss
+            ttr = coding_rate_loss(
+                student.networks.flatten(1, 2), teacher.networks.flatten(1, 2), weights, epsilon
+            ).loss
         if student.tokens is not None and teacher.tokens is not None and views.mask is not None:
             masked = views.mask.flatten(1).unflatten(0, (2, -1))
             token = token_loss(student.tokens, teacher.tokens, masked, n_scans)
         total = cls.loss + ttr_weight * ttr + self.settings.token_weight * token
-        return Losses(
-            total, cls.loss.detach(), ttr.detach(), token.detach(), cls.similarity, cls.coding_rate
-        )
+        return Losses(total, cls.loss.detach(), ttr.detach(), token.detach(), cls.similarity, cls.coding_rate)
 
     @torch.no_grad()
     def after_step(self, momentum: float) -> None:
         """Move the teacher's parameters, not its buffers, towards the student's: t ← momentum·t + (1−momentum)·s."""
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+
+
+def _absent(views: Views) -> Tensor | None:
+    """Tokens without data, [2·m, N, P], hidden from student and teacher alike."""
+    return None if views.present is None else ~views.present.repeat(2, 1, 1)
 
 
 def _mean_over_patches(grid: Tensor, present: Tensor | None) -> Tensor:
@@ -146,5 +155,3 @@ def _mean_over_patches(grid: Tensor, present: Tensor | None) -> Tensor:
     weight = present.repeat(2, 1, 1).to(grid.dtype)
     weight = weight / weight.sum(dim=2, keepdim=True).clamp(min=1)
     return torch.einsum("bnp,bnpd->bnd", weight, grid)
-
-

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from semantoks.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class ViewSettings:
     Attributes
     ----------
     crop : samples per crop.
-    zeroed_rois, zeroed_samples : largest share of ROIs, and of samples in one block, set to 0.
+    zeroed_rois, zeroed_samples : largest share of ROIs, and of samples in one block, set to 0; 0 switches it off.
     scale : the crop is multiplied by U(1 − scale, 1 + scale).
     noise : sd of the Gaussian noise added everywhere.
     """
@@ -44,45 +43,56 @@ class Views(NamedTuple):
     present: Tensor | None
     mask: Tensor | None
 
+    def part(self, start: int, stop: int) -> Views:
+        """Both views of the scans ``start`` … ``stop`` − 1."""
 
-def draw_crops(corpus: Corpus, scans: Tensor, settings: ViewSettings, generator: torch.Generator) -> Tensor:
-    """Two crops per scan with i.i.d. uniform starts, augmented: [2·m, ROI, crop] float32.
+        def rows(values: Tensor) -> Tensor:
+            both: Tensor = values.unflatten(0, (2, -1))[:, start:stop].flatten(0, 1)
+            return both
+
+        return Views(
+            rows(self.bold),
+            None if self.present is None else self.present[start:stop],
+            None if self.mask is None else rows(self.mask),
+        )
+
+
+def augment(
+    crops: Tensor,
+    settings: ViewSettings,
+    generator: torch.Generator,
+    n_draws: int | None = None,
+    part: Callable[[Tensor], Tensor] = lambda draws: draws,
+) -> Tensor:
+    """Zero some ROIs and one block of samples, scale, add noise: [B, ROI, T] → the same shape.
+
+    max(1, ⌊ROI·u⌋) ROIs with u ~ U(0, zeroed_rois); a block of max(1, ⌊T·u⌋) samples with u ~ U(0, zeroed_samples)
+    and a uniform start.
 
     Parameters
     ----------
-    scans : [m] indices into the corpus, on its device.
+    n_draws, part : with several processes, the crops of all of them, and which of so many draws are this one's.
     """
-    doubled = scans.repeat(2)
-    n_starts = (corpus.lengths[doubled] - settings.crop + 1).clamp(min=1)
-    uniform = torch.rand(len(doubled), generator=generator, device=scans.device, dtype=torch.float64)
-    starts = (uniform * n_starts).long()
-    return augment(corpus.crops(doubled, starts, settings.crop), settings, generator)
-
-
-def augment(crops: Tensor, settings: ViewSettings, generator: torch.Generator) -> Tensor:
-    """Zero some ROIs and one block of samples, scale, add noise; [B, ROI, T] → the same shape.
-
-    max(1, ⌊ROI·u⌋) ROIs with u ~ U(0, zeroed_rois); a block of max(1, ⌊T·u⌋) samples with u ~ U(0, zeroed_samples);
-    a setting of 0 switches its part off.
-    """
-    n_crops, n_rois, n_samples = crops.shape
-    device = crops.device
+    n_rois, n_samples = crops.shape[1:]
+    n_draws, device = n_draws or len(crops), crops.device
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, device=device)
+        return part(torch.rand(n_draws, *shape, generator=generator, device=device))
 
-    factor = 1 + settings.scale * (2 * uniform(n_crops, 1, 1) - 1)
+    factor = 1 + settings.scale * (2 * uniform(1, 1) - 1)
     if settings.zeroed_rois:
-        count = (uniform(n_crops, 1) * settings.zeroed_rois * n_rois).floor().clamp(min=1)
-        kept_rois = uniform(n_crops, n_rois).argsort(dim=1).argsort(dim=1) >= count
+        count = (uniform(1) * settings.zeroed_rois * n_rois).floor().clamp(min=1)
+        kept_rois = uniform(n_rois).argsort(dim=1).argsort(dim=1) >= count
         factor = factor * kept_rois[:, :, None]
     if settings.zeroed_samples:
-        length = (uniform(n_crops, 1) * settings.zeroed_samples * n_samples).floor().clamp(min=1)
-        start = (uniform(n_crops, 1) * (n_samples - length + 1)).floor()
+        length = (uniform(1) * settings.zeroed_samples * n_samples).floor().clamp(min=1)
+        start = (uniform(1) * (n_samples - length + 1)).floor()
         sample = torch.arange(n_samples, device=device)
         kept_samples = (sample < start) | (sample >= start + length)
-        factor = factor * kept_samples[:, None, :]
+        crops = crops * kept_samples[:, None, :]
     crops = crops * factor
     if settings.noise:
-        crops = crops + settings.noise * torch.randn(crops.shape, generator=generator, device=device)
+        crops = crops + settings.noise * part(
+            torch.randn(n_draws, n_rois, n_samples, generator=generator, device=device)
+        )
     return crops

@@ -6,6 +6,7 @@ tensor lies, and scans may differ in length. Casts to float32 come before any su
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ class Corpus:
     table : one row per scan with the key columns.
     frames : [all frames, ROI] float16, z-scored per ROI and scan.
     starts, lengths : [scan] int64, first row and number of rows of each scan in ``frames``.
-    present_networks : [scan, N] bool, networks of which enough ROIs have data.
+    present_rows : [scan, N] bool, token rows (networks, or ROIs for the linear tokenizer) that have data.
     networks, roi_names, source : the shards' network table, ROI names, and the rest of their metadata.
     """
 
@@ -39,7 +40,7 @@ class Corpus:
     frames: Tensor
     starts: Tensor
     lengths: Tensor
-    present_networks: Tensor
+    present_rows: Tensor
     networks: NetworkTable
     roi_names: list[str]
     source: dict[str, Any] = field(default_factory=dict)
@@ -57,18 +58,18 @@ class Corpus:
         return crops.transpose(1, 2)
 
     def present_tokens(self, scans: Tensor, crop: int, patch: int) -> Tensor:
-        """[B, N, P] bool: tokens of a present network in a patch that is not all padding."""
+        """[B, N, P] bool: tokens of a present row in a patch that is not all padding."""
         n_frames = self.lengths[scans].clamp(max=crop)
         patches = torch.arange(crop // patch, device=scans.device) * patch < n_frames[:, None]
-        return self.present_networks[scans][:, :, None] & patches[:, None, :]
+        return self.present_rows[scans][:, :, None] & patches[:, None, :]
 
     def complete(self, crop: int) -> bool:
         """Whether every token of every crop has data, so that nothing need be masked for the teacher."""
-        return bool(self.present_networks.all()) and bool((self.lengths >= crop).all())
+        return bool(self.present_rows.all()) and bool((self.lengths >= crop).all())
 
     def to(self, device: torch.device | str) -> Corpus:
         """The same corpus with its tensors on a device."""
-        names = ("frames", "starts", "lengths", "present_networks")
+        names = ("frames", "starts", "lengths", "present_rows")
         moved = {name: getattr(self, name).to(device) for name in names}
         return Corpus(table=self.table, networks=self.networks, roi_names=self.roi_names, source=self.source, **moved)
 
@@ -76,6 +77,7 @@ class Corpus:
 def load_corpus(
     paths: Sequence[Path | str],
     min_network_valid: float = 0.5,
+    tokenizer: str = "semantic",
     min_frames: int = 40,
     networks: NetworkTable | None = None,
     roi_names: Sequence[str] | None = None,
@@ -86,6 +88,7 @@ def load_corpus(
     ----------
     paths : shard files of one atlas.
     min_network_valid : a network with a smaller share of valid ROIs is masked (DESIGN, 'a parcel without data').
+    tokenizer : of the model; with ``linear`` every ROI is a token row of its own.
     min_frames : shorter scans are an error; the shard stage excludes them with a reason.
     networks, roi_names : of the model, when there is one: ROIs are matched by name, and parcels that the shards
         do not have (no cerebellum, no subcortex) count as parcels without data.
@@ -107,7 +110,7 @@ def load_corpus(
     if table.empty:
         raise UserError(f"{paths[0]}: expected at least one scan in {len(paths)} shard files, found none; see the qc")
     _check_lengths(table, min_frames)
-    lengths = table["n_frames"].to_numpy(np.int64)
+    lengths = table["n_frames"].to_numpy(np.int64, copy=True)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     frames = torch.zeros(int(lengths.sum()), len(roi_names), dtype=torch.float16)
     target = frames.numpy()
@@ -115,12 +118,13 @@ def load_corpus(
         target[start : start + bold.shape[1], columns] = bold.T
     valid = np.zeros((len(table), len(roi_names)), dtype=bool)
     valid[:, columns] = np.stack(table.pop("valid").to_list())
+    present = valid if tokenizer == "linear" else present_networks(valid, networks, min_network_valid)
     return Corpus(
         table=table[KEY],
         frames=frames,
         starts=torch.from_numpy(starts),
         lengths=torch.from_numpy(lengths),
-        present_networks=torch.from_numpy(present_networks(valid, networks, min_network_valid)),
+        present_rows=torch.from_numpy(present),
         networks=networks,
         roi_names=list(roi_names),
         source={key: value for key, value in metadata.items() if key in ("atlas", "settings")},
@@ -175,7 +179,7 @@ def _matching_columns(shard_names: list[str], model_names: list[str], path: Path
             "encode shards of the atlas that the model was trained on"
         )
     columns = [position[name] for name in shard_names]
-    for before, after in zip(columns, columns[1:], strict=False):
+    for before, after in itertools.pairwise(columns):
         if after <= before:
             raise UserError(
                 f"{path}: expected ROIs in the order of the model, found {model_names[after]!r} after "

@@ -1,0 +1,160 @@
+"""Encode every recording of a cohort into features of regular crops: ``python -m semantoks.embed``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from semantoks.errors import UserError, run_command
+from semantoks.files import KEY, provenance, sha256, write_table
+from semantoks.model.encoder import Encoder, scan_features
+from semantoks.model.networks import NetworkTable
+from semantoks.model.weights import LoadedEncoder, load_encoder
+from semantoks.training.corpus import Corpus, load_corpus
+from semantoks.training.device import choose_device, choose_precision
+from semantoks.training.settings import from_mapping
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How recordings are encoded.
+
+    Attributes
+    ----------
+    crops : per recording, evenly spaced; a recording no longer than a crop gives one.
+    features : ``cls_avg`` (mean of the tokens, then CLS), ``average`` or ``cls``.
+    present_tokens_only : average only tokens with data; the reference averages all.
+    batch : crops encoded at once.
+    device, precision, threads : as for pretraining; features of ``auto`` precision are float32 on most CPUs.
+    """
+
+    crops: int = 8
+    features: Literal["cls_avg", "average", "cls"] = "cls_avg"
+    present_tokens_only: bool = False
+    batch: int = 64
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bf16"] = "float32"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crops < 1 or self.batch < 1:
+            raise UserError(f"embed.crops, embed.batch: expected at least 1, found {self.crops} and {self.batch}")
+
+
+def crop_starts(n_frames: int, crop: int, n_crops: int) -> list[int]:
+    """First samples of evenly spaced crops: linspace(0, T − crop, n) truncated; one crop when T ≤ crop."""
+    if n_frames <= crop:
+        return [0]
+    return [int(start) for start in np.linspace(0, n_frames - crop, n_crops)]
+
+
+def all_crops(corpus: Corpus, crop: int, n_crops: int) -> pd.DataFrame:
+    """One row per crop: scan (row of the corpus), crop (number), start (sample)."""
+    rows = [
+        (scan, number, start)
+        for scan, n_frames in enumerate(corpus.lengths.tolist())
+        for number, start in enumerate(crop_starts(n_frames, crop, n_crops))
+    ]
+    return pd.DataFrame(rows, columns=["scan", "crop", "start"])
+
+
+@torch.inference_mode()
+def encode(
+    encoder: Encoder, corpus: Corpus, crops: pd.DataFrame, crop: int, settings: EmbedSettings, device: torch.device
+) -> Iterator[np.ndarray]:
+    """Features of every row of ``crops``, float32 [rows of a batch, features], batch by batch."""
+    precision = choose_precision(settings.precision, device)
+    complete = corpus.complete(crop)
+    for first in range(0, len(crops), settings.batch):
+        rows = crops.iloc[first : first + settings.batch]
+        scans, starts = (torch.from_numpy(rows[name].to_numpy(np.int64)) for name in ("scan", "start"))
+        present = corpus.present_tokens(scans, crop, encoder.settings.patch).to(device)
+        bold = corpus.crops(scans, starts, crop).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            tokens = encoder(bold, None if complete else ~present)
+        yield select_features(tokens.float(), present, settings).cpu().numpy()
+
+
+def select_features(tokens: Tensor, present: Tensor, settings: EmbedSettings) -> Tensor:
+    """The features of a setting, of encoder tokens [B, 1 + N·P, D]."""
+    both = scan_features(tokens, present if settings.present_tokens_only else None)
+    average, cls = both.chunk(2, dim=-1)
+    return {"cls_avg": both, "average": average, "cls": cls}[settings.features]
+
+
+def load_matching_corpus(shards: Sequence[Path], loaded: LoadedEncoder) -> Corpus:
+    """Shards as the encoder's ROIs; another sampling interval or unknown ROIs are errors."""
+    config = loaded.config
+    corpus = load_corpus(
+        shards,
+        config["min_network_valid"],
+        config["model"]["tokenizer"],
+        networks=NetworkTable.from_labels(config["networks"], config["network_order"]),
+        roi_names=config["roi_names"],
+        min_frames=2 * config["model"]["patch"],
+    )
+    expected = (config.get("shard_settings") or {}).get("tr")
+    found = (corpus.source.get("settings") or {}).get("tr")
+    if expected is not None and found is not None and expected != found:
+        raise UserError(
+            f"{shards[0]}: expected a TR of {expected} s, as {loaded.path} was trained on, found {found} s; "
+            "make shards with that TR"
+        )
+    return corpus
+
+
+def embed(shards: Sequence[Path], weights: Path, settings: EmbedSettings, output: Path) -> None:
+    """Encode shards and write one row per crop."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    loaded = load_encoder(weights)
+    corpus = load_matching_corpus(shards, loaded)
+    crop = loaded.config["crop"]
+    crops = all_crops(corpus, crop, settings.crops)
+    batches = encode(loaded.encoder.to(device), corpus, crops, crop, settings, device)
+    features = []
+    with tqdm(total=len(crops), unit="crop", desc="embed", disable=None) as bar:
+        for batch in batches:
+            features.append(batch)
+            bar.update(len(batch))
+    table = corpus.table.iloc[crops["scan"]][KEY].reset_index(drop=True)
+    table = pa.Table.from_pandas(table.assign(crop=crops["crop"], start=crops["start"]), preserve_index=False)
+    values = np.concatenate(features)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]).cast(pa.list_(pa.float32()))
+    metadata = provenance(
+        "embed",
+        asdict(settings),
+        shards,
+        encoder=output.stem,
+        weights_sha256=sha256(loaded.path),
+        pretrain_recordings=loaded.config["pretrain_recordings"],
+    )
+    write_table(output, table.append_column("features", column), metadata)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m semantoks.embed", description=__doc__)
+    parser.add_argument("--settings", type=json.loads, default={}, help="JSON, see embed.schema.yaml")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of an encoder, or its weights.safetensors")
+    parser.add_argument("--shards", type=Path, nargs="+", required=True, help="shard files of one cohort")
+    parser.add_argument("--output", type=Path, required=True, help="results/<cohort>/embeddings/<encoder>.parquet")
+    arguments = parser.parse_args(argv)
+    settings: Any = {key: value for key, value in arguments.settings.items() if value is not None}
+    embed(arguments.shards, arguments.weights, from_mapping(EmbedSettings, settings, "embed"), arguments.output)
+
+
+if __name__ == "__main__":
+    run_command(main)

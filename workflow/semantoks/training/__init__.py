@@ -1,0 +1,1 @@
+"""What training and encoding share: corpus, sampling, settings, optimiser, checkpoints, monitoring."""

@@ -1,0 +1,37 @@
+"""Which device and precision to compute with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from semantoks.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a setting; ``auto`` is the first GPU, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: expected auto, cpu or cuda, found {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: expected a GPU, found none that torch can use; set it to auto or cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """float32 or bfloat16; ``auto`` takes bfloat16 where the device multiplies it in hardware."""
+    if name == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the processor has AVX-512-bf16 or AMX instructions (Linux; elsewhere false)."""
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text().split() if path.is_file() else []
+    return "avx512_bf16" in flags or "amx_bf16" in flags
