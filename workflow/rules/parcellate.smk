@@ -1,6 +1,9 @@
 def parcellate_settings(wildcards):
     cohort = settings.cohort(wildcards.cohort)
-    return settings.json("parcellate", cohort=json.loads(cohort.json(RECORDING_KEYS)))
+    if cohort.imports_timeseries:
+        section = settings.section("parcellate")
+        return json.dumps({"cohort": json.loads(cohort.json(RECORDING_KEYS)), "band_pass": section["band_pass"]})
+    return settings.json("parcellate")
 
 
 def parcellate_module(wildcards):
@@ -31,6 +34,8 @@ rule parcellate:
         runtime=grows_with_attempt(120),
     params:
         settings=parcellate_settings,
+        # Another space or source means other files, though the index is no trigger.
+        recordings=lambda wildcards: settings.cohort(wildcards.cohort).json(RECORDING_KEYS),
         code=lambda wildcards: code_version(parcellate_module(wildcards)),
         module=parcellate_module,
         atlas=RESULTS / "atlas",

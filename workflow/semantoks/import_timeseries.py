@@ -22,8 +22,11 @@ from semantoks.files import KEY, provenance, read_json, read_table, read_text_ta
 from semantoks.recordings import hdf5_positions
 from semantoks.timeseries_table import SCHEMA
 
+Band = tuple[float | None, float | None]
+
+
 def clean_imported(
-    bold: NDArray[np.floating], tr: float, already_done: Mapping[str, Any], band_pass: tuple[float | None, float | None]
+    bold: NDArray[np.floating], tr: float, already_done: Mapping[str, Any], band_pass: Band
 ) -> NDArray[np.float32]:
     """Do what was not done yet to an imported recording.
 
@@ -142,7 +145,7 @@ def _check_names(found: Sequence[str], labels: pd.DataFrame, where: str) -> None
 
 
 def import_batch(
-    rows: pd.DataFrame, cohort: Mapping[str, Any], labels: pd.DataFrame, atlas: str, band_pass: tuple[float, float]
+    rows: pd.DataFrame, cohort: Mapping[str, Any], labels: pd.DataFrame, atlas: str, band_pass: Band
 ) -> list[dict[str, Any]]:
     """Rows of the time-series table for the recordings of one batch; unusable ones carry their reason."""
     source = cohort["source"]
@@ -177,11 +180,11 @@ def _measures(bold: NDArray[np.float32], tr: float) -> dict[str, Any]:
     }
 
 
-def _denoising(already_done: Mapping[str, Any], band_pass: tuple[float, float]) -> str:
+def _denoising(already_done: Mapping[str, Any], band_pass: Band) -> str:
     """What the imported series went through, in words."""
     done = already_done["band_pass"]
-    low, high = done or band_pass
-    words = [f"imported; band-pass {low:g}-{high:g} Hz {'before' if done else 'at'} import"]
+    low, high = ("open" if edge is None else f"{edge:g}" for edge in done or band_pass)
+    words = [f"imported; band-pass {low}-{high} Hz {'before' if done else 'at'} import"]
     if already_done["global_signal_regression"]:
         words.append("global signal regression before import")
     if already_done["z_score"]:
@@ -203,7 +206,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     atlas = read_json(arguments.atlas / "atlas.json")
     index = read_table(arguments.index)
     rows = index[index["batch"] == arguments.batch]
-    records = import_batch(rows, settings["cohort"], labels, atlas["name"], tuple(settings["band_pass"]))
+    records = import_batch(
+        rows, settings["cohort"], labels, atlas["name"], tuple(settings["band_pass"] or (None, None))
+    )
     table = pa.Table.from_pylist(records, schema=SCHEMA)
     further = {"roi_names": labels["name"].tolist(), "atlas": atlas}
     metadata = provenance("import_timeseries", settings, [arguments.atlas / "labels.tsv"], **further)
