@@ -179,7 +179,7 @@ def check_labels(table: pd.DataFrame, where: str) -> None:
     for column in ("index", "name"):
         double = table[column][table[column].duplicated()]
         if len(double):
-            raise UserError(f"{where}: column {column!r}: expected different values, found {double.iloc[0]!r} twice")
+            raise UserError(f"{where}: column {column!r}: expected different values, found {double.iloc[0]} twice")
     gaps = sorted(set(range(1, len(table) + 1)) - set(table["index"]))
     if gaps:
         found = f"{table['index'].min()} to {table['index'].max()}"
