@@ -72,8 +72,9 @@ def _today_name(column: str) -> str:
 
 
 def columns_like(confounds: pd.DataFrame, pattern: str) -> list[str]:
-    """Columns whose whole name matches a regular expression, sorted."""
-    return sorted(name for name in map(str, confounds.columns) if re.fullmatch(pattern, name))
+    """Columns whose whole name matches a regular expression that ends in a number, in the order of the numbers."""
+    names = [name for name in map(str, confounds.columns) if re.fullmatch(pattern, name)]
+    return sorted(names, key=lambda name: int(re.findall(r"\d+$", name)[0]))
 
 
 def n_non_steady(confounds: pd.DataFrame) -> int:
@@ -102,8 +103,8 @@ def without_gaps(column: pd.Series) -> pd.Series:
         When values are missing elsewhere, or are infinite.
     """
     bad = np.flatnonzero(~np.isfinite(column.to_numpy()))
-    if bad.size == 1 and bad[0] == 0 and len(column) > 1 and _MAY_START_EMPTY.match(str(column.name)):
-        return column.bfill(limit=1)
+    if bad.size and bad[0] == 0 and len(column) > 1 and _MAY_START_EMPTY.match(str(column.name)):
+        column, bad = column.bfill(limit=1), bad[1:]
     if bad.size:
         raise UserError(
             f"confounds column {column.name!r}: expected numbers (n/a only in the first row of derivatives and "
