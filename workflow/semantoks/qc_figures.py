@@ -159,8 +159,7 @@ def functional_connectivity(fc: NDArray[np.float64], networks: pd.DataFrame, n_r
     axes = figure.subplots()
     finite = np.abs(ordered[np.isfinite(ordered)])
     limit = max(0.1, float(np.quantile(finite, 0.99))) if finite.size else 1.0
-    colours = plt.get_cmap("RdBu_r").copy()
-    colours.set_bad("0.85")
+    colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.85")
     image = axes.imshow(ordered, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
     for start in starts[1:]:
         axes.axvline(start - 0.5, color="black", linewidth=0.6)
@@ -168,7 +167,7 @@ def functional_connectivity(fc: NDArray[np.float64], networks: pd.DataFrame, n_r
     _name_networks(axes, starts, names, len(order), axis="x")
     _name_networks(axes, starts, names, len(order), axis="y")
     axes.set_title(f"Mean functional connectivity, {n_recordings} recordings, {len(order)} ROIs", fontsize=11)
-    figure.colorbar(image, ax=axes, label="Pearson correlation (mean through Fisher's z)", shrink=0.85)
+    figure.colorbar(image, ax=axes, label="Pearson correlation (mean of Fisher's z)", shrink=0.85)
     return figure
 
 

@@ -1,0 +1,202 @@
+"""Quality control: every threshold with its reason, imported series without motion, summary and figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from semantoks import qc, qc_figures
+from semantoks.errors import UserError
+from semantoks.files import read_json, read_table, read_text_table, write_table
+from semantoks.timeseries_table import SCHEMA
+
+NAMES = [f"ROI_{i}" for i in range(10)]
+SETTINGS = {
+    "maximum_mean_fd": 0.5,
+    "minimum_seconds": 80,
+    "minimum_minutes_kept": 1,
+    "maximum_share_censored": 0.5,
+    "maximum_gap": 20,
+    "minimum_valid_rois": 0.8,
+}
+
+
+def record(number: int = 0, n_frames: int = 120, without_data: int = 0, **changes: Any) -> dict[str, Any]:
+    """One row of a time-series table; the first ``without_data`` parcels are NaN."""
+    random = np.random.default_rng(number)
+    bold = random.normal(size=(len(NAMES), n_frames)).astype(np.float32)
+    bold[:without_data] = np.nan
+    row = {
+        "cohort": "toy",
+        "participant_id": f"{number // 2:02d}",
+        "session_id": None,
+        "recording_id": f"sub-{number:02d}",
+        "task": "rest",
+        "site": "AB"[number % 2],
+        "atlas": "toy",
+        "tr": 2.0,
+        "n_frames": n_frames,
+        "kept": np.ones(n_frames, dtype=bool),
+        "mean_fd": 0.1,
+        "minutes_kept": n_frames / 30,
+        "share_censored": 0.0,
+        "longest_gap": 0.0,
+        "coverage": np.linspace(0.5, 1, len(NAMES)),
+        "tsnr": np.linspace(40, 80, len(NAMES)),
+        "bold": bold.ravel(),
+        "denoising": "none",
+        "exclude_reason": None,
+    }
+    return row | changes
+
+
+UNUSABLE = dict.fromkeys(
+    ["n_frames", "kept", "mean_fd", "minutes_kept", "share_censored", "longest_gap", "coverage", "tsnr", "bold"]
+) | {"exclude_reason": "truncated image"}
+IMPORTED = dict.fromkeys(["mean_fd", "coverage", "tsnr"])
+
+
+def timeseries(path: Path, rows: list[dict[str, Any]]) -> Path:
+    write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA), {"roi_names": NAMES})
+    return path
+
+
+def decide(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> pd.DataFrame:
+    arguments = ["--settings", json.dumps(SETTINGS | changes)]
+    arguments += ["--timeseries", str(timeseries(folder / "batch-0001.parquet", rows))]
+    qc.main([*arguments, "--output", str(folder / "qc" / "batch-0001.parquet")])
+    return read_table(folder / "qc" / "batch-0001.parquet")
+
+
+@pytest.mark.parametrize(
+    ("row", "step", "reason"),
+    [
+        (record(), None, None),
+        (record(mean_fd=0.5, longest_gap=20.0, n_frames=40, without_data=2, share_censored=0.5), None, None),
+        (record(**IMPORTED), None, None),
+        (record(n_frames=39), "minimum_seconds", "78 s long, below 80 s"),
+        (record(without_data=3), "minimum_valid_rois", "70% of ROIs with data, below 80%"),
+        (record(mean_fd=0.62), "maximum_mean_fd", "mean framewise displacement 0.62 mm, above 0.5 mm"),
+        (record(minutes_kept=0.9), "minimum_minutes_kept", "0.9 min kept, below 1 min"),
+        (record(share_censored=0.55), "maximum_share_censored", "55% of volumes censored, above 50%"),
+        (record(longest_gap=24.0), "maximum_gap", "gap of 24 s interpolated, above 20 s"),
+        (
+            record(n_frames=35, mean_fd=2.0),
+            "minimum_seconds",
+            "70 s long, below 80 s; mean framewise displacement 2.00 mm, above 0.5 mm",
+        ),
+        (record() | UNUSABLE, "unusable", "truncated image"),
+    ],
+)
+def test_each_threshold_names_value_and_limit(
+    tmp_path: Path, row: dict[str, Any], step: str | None, reason: str | None
+) -> None:
+    table = decide(tmp_path, [row])
+    assert (table["exclude_step"][0] or None, table["exclude_reason"][0] or None) == (step, reason)
+
+
+def test_a_threshold_of_null_is_not_looked_at(tmp_path: Path) -> None:
+    assert decide(tmp_path, [record(mean_fd=3.0)], maximum_mean_fd=None)["exclude_reason"].isna().all()
+
+
+def test_measures_of_the_decision_table(tmp_path: Path) -> None:
+    table = decide(tmp_path, [record(0, without_data=1), record(1, **IMPORTED)])
+    assert table["valid_rois"].tolist() == [0.9, 1.0]
+    assert table["median_coverage"][0] == pytest.approx(0.75)
+    assert table["median_tsnr"][0] == pytest.approx(60)
+    assert table.loc[1, ["mean_fd", "median_coverage", "median_tsnr"]].isna().all()
+    assert table["site"].tolist() == ["A", "B"]
+
+
+@pytest.fixture
+def atlas(tmp_path: Path) -> Path:
+    folder = tmp_path / "atlas"
+    folder.mkdir()
+    networks = ["Vis", "Default", "Vis", "Cont", "Default", "Vis", "Cont", "Cont", "Default", "Vis"]
+    table = pd.DataFrame({"index": range(1, 11), "name": NAMES, "network": networks, "share": 1.0})
+    table.to_csv(folder / "networks.tsv", sep="\t", index=False)
+    return folder
+
+
+def summarise(folder: Path, atlas: Path, rows: list[dict[str, Any]]) -> Path:
+    decide(folder, rows)
+    arguments = ["--settings", json.dumps(SETTINGS | {"simulated": True}), "--atlas", str(atlas)]
+    arguments += ["--summary", str(folder / "qc" / "batch-0001.parquet")]
+    arguments += ["--timeseries", str(folder / "batch-0001.parquet")]
+    qc.main([*arguments, "--output-folder", str(folder / "qc")])
+    return folder / "qc"
+
+
+ROWS = [record(i) for i in range(6)] + [record(6, mean_fd=0.9), record(7, without_data=5), record(8, mean_fd=0.7)]
+ROWS += [record(9) | UNUSABLE]
+
+
+def test_the_summary_counts_everyone(tmp_path: Path, atlas: Path) -> None:
+    folder = summarise(tmp_path, atlas, ROWS)
+    summary = read_json(folder / "summary.json")
+    assert (summary["recordings"], summary["recordings_kept"]) == (10, 6)
+    assert (summary["participants"], summary["participants_kept"]) == (5, 3)
+    assert summary["dropped"] == {"unusable": 1, "minimum_valid_rois": 1, "maximum_mean_fd": 2}
+    assert summary["sites"] == {"A": {"recordings": 5, "kept": 3}, "B": {"recordings": 5, "kept": 3}}
+    assert summary["medians"]["mean_fd"] == pytest.approx(0.1)
+    assert summary["simulated"] is True
+    exclusions = read_text_table(folder / "exclusions.tsv")
+    assert len(exclusions) == 10, "kept recordings are listed too"
+    assert exclusions["exclude_reason"].notna().sum() == 4
+    assert exclusions.set_index("recording_id").loc["sub-09", "exclude_reason"] == "truncated image"
+
+
+@pytest.mark.parametrize("kind", ["images", "imported", "nothing kept", "no site"])
+def test_figures_are_drawn_whatever_is_known(tmp_path: Path, atlas: Path, kind: str) -> None:
+    rows = {
+        "images": ROWS,
+        "imported": [row | IMPORTED for row in ROWS],
+        "nothing kept": [row | {"n_frames": 10, "bold": row["bold"][:100]} for row in ROWS[:3]],
+        "no site": [row | {"site": None} for row in ROWS],
+    }[kind]
+    folder = summarise(tmp_path, atlas, rows)
+    for name in ("flow", "recordings", "parcels", "fc"):
+        image = matplotlib.image.imread(folder / f"{name}.png")
+        assert image.shape[0] > 150
+        assert image[..., :3].std() > 0.01, "not a blank page"
+
+
+def test_figures_and_tables_are_the_same_bytes_again(tmp_path: Path, atlas: Path) -> None:
+    folder = summarise(tmp_path, atlas, ROWS)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    summarise(tmp_path, atlas, ROWS)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def test_time_series_of_another_atlas_are_an_error(tmp_path: Path, atlas: Path) -> None:
+    table = read_text_table(atlas / "networks.tsv")
+    table[::-1].to_csv(atlas / "networks.tsv", sep="\t", index=False)
+    with pytest.raises(UserError, match="in the same order, found others"):
+        summarise(tmp_path, atlas, ROWS)
+
+
+def test_mean_fc_is_the_mean_of_fisher_z_over_recordings_with_data() -> None:
+    rows = [record(0), record(1, without_data=2), record(2)]
+    summary = qc.ParcelSummary(len(NAMES))
+    for row in rows:
+        summary.add(row, with_fc=True)
+    bold = [np.asarray(row["bold"], dtype=np.float64).reshape(len(NAMES), -1) for row in rows]
+    z = [np.arctanh(np.corrcoef(series)[0, 5]) for series in (bold[0], bold[2])]
+    assert summary.fc()[0, 5] == pytest.approx(np.tanh(np.mean(z)))
+    z = [np.arctanh(np.corrcoef(series)[4, 7]) for series in bold]
+    assert summary.fc()[4, 7] == pytest.approx(np.tanh(np.mean(z)))
+    assert np.isnan(np.diag(summary.fc())).all()
+    assert summary.valid.tolist() == [2, 2, 3, 3, 3, 3, 3, 3, 3, 3]
+    np.testing.assert_allclose(summary.mean("coverage"), np.linspace(0.5, 1, 10))
+
+
+def test_rois_are_ordered_by_network_as_they_first_appear() -> None:
+    networks = pd.DataFrame({"network": ["Vis", "Default", "Vis", "Cont", "Default"]})
+    order, starts, names = qc_figures.by_network(networks)
+    assert (order.tolist(), starts, names) == ([0, 2, 1, 4, 3], [0, 2, 4], ["Vis", "Default", "Cont"])
