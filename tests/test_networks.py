@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "unassigned_name": "Unassigned",
     "file": None,
 }
-YEO = Path(__file__).resolve().parents[1] / "resources" / "networks" / "yeo7.tsv"
+YEO = Path(__file__).resolve().parents[1] / "resources" / "yeo7.tsv"
 
 
 def assign(folder: Path, /, **changes: Any) -> pd.DataFrame:

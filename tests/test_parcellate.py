@@ -21,6 +21,7 @@ from nilearn.maskers import NiftiLabelsMasker
 from nilearn.masking import compute_epi_mask
 from scipy.signal import detrend
 from semantoks import parcellate
+from semantoks.atlas import AtlasSettings, make_atlas, write_atlas
 from semantoks.confounds import read_confounds
 from semantoks.denoise import design, load_strategy
 from semantoks.errors import UserError
@@ -252,6 +253,54 @@ def test_a_missing_mask_is_computed_from_the_mean_image_and_flagged(
     assert computed
     assert 0.1 < expected.mean() < 0.9
     np.testing.assert_array_equal(mask, expected)
+
+
+# --- the real atlas ------------------------------------------------------------------------------------------------
+
+
+def real_grid(shared: Path, space: str, flipped: bool) -> tuple[tuple[int, ...], np.ndarray]:
+    """A grid that is not the atlas's: a real brain mask of fMRIPrep 1.0, or for NLin6 an oblique box; RAS or LAS."""
+    if space == "MNI152NLin2009cAsym":
+        image = nibabel.load(next((shared / "data" / "fmriprep_pieces").rglob("*brain_mask.nii.gz")))
+        assert image.shape == (97, 115, 98)
+        shape, affine = image.shape, image.affine.copy()
+    else:
+        shape, affine = (70, 84, 68), nibabel.affines.from_matvec(np.diag([2.5, 2.5, 2.5]), [-86.1, -121.3, -70.2])
+        affine[0, 1] = 0.05
+    if flipped:
+        affine = affine @ nibabel.affines.from_matvec(np.diag([-1, 1, 1]), [shape[0] - 1, 0, 0])
+    return shape, affine
+
+
+@pytest.mark.parametrize("space", ["MNI152NLin6Asym", "MNI152NLin2009cAsym"])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_values_planted_in_named_parcels_of_the_real_atlas_come_back(
+    shared: Path, tmp_path: Path, space: str, flipped: bool
+) -> None:
+    sources = str(shared / "data" / "atlases")
+    settings = AtlasSettings("schaefer400-tian3-buckner7", space, sources, 2, None, None, [], [])
+    made = make_atlas(settings)
+    write_atlas(made, settings, tmp_path / "atlas")
+    shape, affine = real_grid(shared, space, flipped)
+    grid = nibabel.Nifti1Image(np.zeros(shape, dtype=np.int16), affine)
+    labels = nibabel.load(tmp_path / "atlas" / "atlas.nii.gz")
+    moved = resample_to_img(labels, grid, interpolation="nearest", force_resample=True, copy_header=True)
+    moved = np.asarray(moved.dataobj).astype(np.int16)
+    # the value of a parcel is its label, and in the last volume 1000 more on the left
+    left = np.isin(moved, made.table["index"][made.table["name"].str.contains("_LH_|-lh$")])
+    data = np.stack([moved, moved, moved + np.int16(1000) * left], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(data, affine), tmp_path / "bold.nii.gz")
+    index = np.arange(1, 458)
+    on_image, _, volume = parcellate.atlas_on_grid(tmp_path / "atlas", shape, tuple(affine.ravel()), tuple(index))
+    parcels = parcel_means(open_bold(tmp_path / "bold.nii.gz"), on_image, index, np.ones(shape, dtype=bool))
+    names = made.table["name"].tolist()
+    for name in ["7Networks_LH_Vis_1", "7Networks_LH_Default_pCunPCC_7", "HIP-head-m-lh"]:
+        position = names.index(name)
+        np.testing.assert_allclose(parcels.means[position], [position + 1, position + 1, position + 1001])
+    for name in ["7Networks_RH_Vis_1", "HIP-head-m-rh"]:
+        assert np.isnan(parcels.means[names.index(name)]).all(), "constant on the right: without data"
+    assert volume is not None
+    assert np.nanmedian(volume) == pytest.approx(1, abs=0.02)
 
 
 # --- what cannot be used -------------------------------------------------------------------------------------------
