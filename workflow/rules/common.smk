@@ -78,7 +78,7 @@ def atlas_sources():
 def network_sources():
     return [
         path
-        for key in ("image", "table")
+        for key in ("image", "names", "file")
         if (path := settings.section("networks").get(key))
     ]
 
