@@ -19,10 +19,10 @@ from tqdm import tqdm
 from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, sha256, write_table
 from semantoks.model.encoder import Encoder, scan_features
-from semantoks.model.networks import NetworkTable
-from semantoks.model.weights import LoadedEncoder, load_encoder
+from semantoks.model.encoder_folder import LoadedEncoder, load_encoder
 from semantoks.training.corpus import Corpus, load_corpus
 from semantoks.training.device import choose_device, choose_precision
+from semantoks.training.hdf5 import load_hdf5
 from semantoks.training.settings import from_mapping
 
 
@@ -100,7 +100,7 @@ def load_matching_corpus(shards: Sequence[Path], loaded: LoadedEncoder) -> Corpu
         shards,
         config["min_network_valid"],
         config["model"]["tokenizer"],
-        networks=NetworkTable.from_labels(config["networks"], config["network_order"]),
+        networks=loaded.encoder.networks,
         roi_names=config["roi_names"],
         min_frames=2 * config["model"]["patch"],
     )
@@ -114,13 +114,28 @@ def load_matching_corpus(shards: Sequence[Path], loaded: LoadedEncoder) -> Corpu
     return corpus
 
 
-def embed(shards: Sequence[Path], weights: Path, settings: EmbedSettings, output: Path) -> None:
-    """Encode shards and write one row per crop."""
+def load_matching_hdf5(path: Path, atlas: str, loaded: LoadedEncoder) -> Corpus:
+    """An HDF5 file in the authors' layout as the encoder's ROIs, resampled to the encoder's TR."""
+    config = loaded.config
+    return load_hdf5(
+        path,
+        atlas,
+        networks=loaded.encoder.networks,
+        roi_names=config["roi_names"],
+        target_tr=(config.get("shard_settings") or {}).get("tr", 2.0),
+        min_network_valid=config["min_network_valid"],
+        tokenizer=config["model"]["tokenizer"],
+        min_frames=2 * config["model"]["patch"],
+    )
+
+
+def embed(inputs: Sequence[Path], weights: Path, settings: EmbedSettings, output: Path, atlas: str = "") -> None:
+    """Encode shards, or with ``atlas`` one HDF5 file in the authors' layout, and write one row per crop."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     loaded = load_encoder(weights)
-    corpus = load_matching_corpus(shards, loaded)
+    corpus = load_matching_hdf5(inputs[0], atlas, loaded) if atlas else load_matching_corpus(inputs, loaded)
     crop = loaded.config["crop"]
     crops = all_crops(corpus, crop, settings.crops)
     batches = encode(loaded.encoder.to(device), corpus, crops, crop, settings, device)
@@ -136,7 +151,7 @@ def embed(shards: Sequence[Path], weights: Path, settings: EmbedSettings, output
     metadata = provenance(
         "embed",
         asdict(settings),
-        shards,
+        inputs,
         encoder=output.stem,
         weights_sha256=sha256(loaded.path),
         pretrain_recordings=loaded.config["pretrain_recordings"],
@@ -149,11 +164,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.embed", description=__doc__)
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON, see embed.schema.yaml")
     parser.add_argument("--weights", type=Path, required=True, help="folder of an encoder, or its weights.safetensors")
-    parser.add_argument("--shards", type=Path, nargs="+", required=True, help="shard files of one cohort")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--shards", type=Path, nargs="+", help="shard files of one cohort")
+    data.add_argument("--input", type=Path, help="HDF5 file in the authors' layout, band-passed")
+    parser.add_argument("--atlas", help="dataset under timeseries/ of --input")
     parser.add_argument("--output", type=Path, required=True, help="results/<cohort>/embeddings/<encoder>.parquet")
     arguments = parser.parse_args(argv)
     settings: Any = {key: value for key, value in arguments.settings.items() if value is not None}
-    embed(arguments.shards, arguments.weights, from_mapping(EmbedSettings, settings, "embed"), arguments.output)
+    if bool(arguments.input) != bool(arguments.atlas):
+        raise UserError("--atlas: expected exactly when --input is given; name the dataset under timeseries/")
+    embed(
+        arguments.shards or [arguments.input],
+        arguments.weights,
+        from_mapping(EmbedSettings, settings, "embed"),
+        arguments.output,
+        arguments.atlas or "",
+    )
 
 
 if __name__ == "__main__":

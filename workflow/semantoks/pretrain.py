@@ -14,17 +14,88 @@ import torch
 from semantoks.errors import run_command
 from semantoks.files import provenance, write_text
 from semantoks.model.encoder import Encoder
-from semantoks.model.weights import save_weights
+from semantoks.model.encoder_folder import save_weights
+from semantoks.objectives.parallel import process_rank, processes
 from semantoks.objectives.schedules import Schedules
 from semantoks.objectives.self_distillation import SelfDistillation
 from semantoks.training.batches import Batches
+from semantoks.training.checkpoint import Checkpoints, StopSignals, training_fingerprint
 from semantoks.training.corpus import Corpus, load_corpus
-from semantoks.training.device import choose_device, choose_precision
-from semantoks.training.monitor import MetricsLog, Watchdog, measure, progress_bar
+from semantoks.training.device import choose_device, choose_precision, fits_on
+from semantoks.training.monitor import Monitor, measure
 from semantoks.training.optimiser import make_optimiser, optimiser_step
 from semantoks.training.sampling import Sampler
 from semantoks.training.settings import PretrainSettings, resolve_settings
 from semantoks.training.step import forward_backward
+
+
+class Preempted(SystemExit):
+    """Training was told to stop; its checkpoint is written and it can be started again."""
+
+
+def train(
+    corpus: Corpus,
+    settings: PretrainSettings,
+    seed: int,
+    metrics: Path,
+    checkpoints: Checkpoints,
+    device: torch.device,
+) -> SelfDistillation:
+    """Train on a corpus, from the newest checkpoint if there is one.
+
+    Parameters
+    ----------
+    metrics : JSON lines, one per logged step.
+
+    Raises
+    ------
+    UserError
+        When the loss is not finite or the features collapse.
+    Preempted
+        After SIGTERM, once the checkpoint is written.
+    """
+    sampler = Sampler(corpus.table, settings.optimiser.batch, seed, settings.masks.probability)
+    schedules = make_schedules(settings, sampler)
+    objective = make_objective(settings, corpus, seed).to(device)
+    optimiser = make_optimiser(objective.student.parameters(), settings.optimiser.decay_all)
+    batches = Batches(corpus, sampler, settings, device)
+    precision = choose_precision(settings.run.precision, device)
+    compile_encoders(objective, settings, device)
+    log_every = settings.run.log_every or (1 if device.type == "cpu" else 10)
+    resumed = checkpoints.restore(objective, optimiser)
+    first_step, n_steps = resumed.pop("next_step"), schedules.n_steps
+    events = metrics.parent / "tensorboard" if settings.run.tensorboard else None
+
+    with (
+        Monitor(metrics, settings.run, first_step, n_steps, sampler.batch, events=events, **resumed) as monitor,
+        StopSignals() as signals,
+    ):
+        for step, views in enumerate(batches(first_step, n_steps), first_step):
+            learning_rate, ttr_weight = schedules.learning_rate_at(step), schedules.ttr_weight_at(step)
+            result = forward_backward(objective, views, ttr_weight, settings.optimiser, precision)
+            norm = optimiser_step(
+                optimiser, learning_rate, schedules.weight_decay_at(step), settings.optimiser.clip_norm
+            )
+            objective.after_step(schedules.momentum_at(step))
+            monitor.advance()
+            if step % log_every == 0 or step == n_steps - 1:
+                monitor.log(
+                    {
+                        "step": step,
+                        "epoch": step // sampler.steps_per_epoch,
+                        **measure(result),
+                        "gradient_norm": norm.item(),
+                        "learning_rate": learning_rate,
+                        "ttr_weight": ttr_weight,
+                        "masked": views.mask is not None,
+                    }
+                )
+            if checkpoints.due or signals.save:
+                checkpoints.save(step + 1, objective, optimiser, n_low=monitor.n_low)
+                signals.save = False
+            if signals.stop:
+                raise Preempted(f"stopped after step {step} of {n_steps}; start again to go on from there")
+    return objective
 
 
 def make_objective(settings: PretrainSettings, corpus: Corpus, seed: int) -> SelfDistillation:
@@ -50,54 +121,11 @@ def make_schedules(settings: PretrainSettings, sampler: Sampler) -> Schedules:
     )
 
 
-def train(
-    corpus: Corpus, settings: PretrainSettings, seed: int, log_path: Path, device: torch.device
-) -> SelfDistillation:
-    """Train on a corpus; metrics go to ``log_path`` line by line.
-
-    Raises
-    ------
-    UserError
-        When the loss is not finite or the features collapse.
-    """
-    sampler = Sampler(corpus.table, settings.optimiser.batch, seed, settings.masks.probability)
-    schedules = make_schedules(settings, sampler)
-    objective = make_objective(settings, corpus, seed).to(device)
-    optimiser = make_optimiser(objective.student.parameters(), settings.optimiser.decay_all)
-    precision = choose_precision(settings.run.precision, device)
-    log_every = settings.run.log_every or (1 if device.type == "cpu" else 10)
-    watchdog = Watchdog(settings.run.min_coding_rate, settings.run.patience)
-    log, bar = MetricsLog(log_path, 0), progress_bar(schedules.n_steps, 0)
-
-    for step, views in enumerate(Batches(corpus, sampler, settings, device)(0, schedules.n_steps)):
-        learning_rate, ttr_weight = schedules.learning_rate_at(step), schedules.ttr_weight_at(step)
-        result = forward_backward(
-            objective,
-            views,
-            ttr_weight,
-            settings.optimiser.micro_batches,
-            settings.optimiser.accumulation == "exact",
-            precision,
-        )
-        norm = optimiser_step(optimiser, learning_rate, schedules.weight_decay_at(step), settings.optimiser.clip_norm)
-        objective.after_step(schedules.momentum_at(step))
-        bar.update()
-        if step % log_every == 0 or step == schedules.n_steps - 1:
-            metrics = {
-                "step": step,
-                "epoch": step // sampler.steps_per_epoch,
-                **{name: value.item() for name, value in measure(*result).items()},
-                "gradient_norm": norm.item(),
-                "learning_rate": learning_rate,
-                "ttr_weight": ttr_weight,
-                "masked": views.mask is not None,
-            }
-            log.write(metrics)
-            watchdog.check(metrics)
-            bar.set_postfix_str(f"loss {metrics['loss']:.3f}, γR {metrics['coding_rate']:.3f}", refresh=False)
-    log.close()
-    bar.close()
-    return objective
+def compile_encoders(objective: SelfDistillation, settings: PretrainSettings, device: torch.device) -> None:
+    """Compile student and teacher in place; names of parameters stay."""
+    if settings.run.compile == "on" or (settings.run.compile == "auto" and device.type == "cuda"):
+        for branch in (objective.student, objective.teacher):
+            branch.encoder.compile()
 
 
 def make_config(settings: PretrainSettings, corpus: Corpus, seed: int, kind: str) -> dict[str, Any]:
@@ -121,38 +149,65 @@ def make_config(settings: PretrainSettings, corpus: Corpus, seed: int, kind: str
 
 
 def pretrain(
-    shards: Sequence[Path], settings: PretrainSettings, seed: int, output: Path, random_initialisation: bool = False
+    shards: Sequence[Path],
+    settings: PretrainSettings,
+    seed: int,
+    output: Path,
+    checkpoint_folder: Path | None = None,
+    random_initialisation: bool = False,
 ) -> None:
-    """Train on shards, or only initialise, and write ``weights.safetensors``, ``config.json``, ``metrics.jsonl``."""
+    """Train on shards, or only initialise, and write ``weights.safetensors``, ``config.json``, ``metrics.jsonl``.
+
+    Raises
+    ------
+    UserError
+        For shards that do not fit together or cannot be trained on.
+    """
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     device = choose_device(settings.run.device)
-    corpus = load_corpus(
-        shards, settings.min_network_valid, settings.model.tokenizer, min_frames=2 * settings.model.patch
-    )
-    log_path = output / "metrics.jsonl"
-    if random_initialisation:
-        objective = make_objective(settings, corpus, seed)
-        write_text(log_path, "")
-    else:
-        objective = train(corpus.to(device), settings, seed, log_path, device)
+    model = settings.model
+    corpus = load_corpus(shards, settings.min_network_valid, model.tokenizer, min_frames=2 * model.patch)
     kind = "random" if random_initialisation else "pretrained"
     config = make_config(settings, corpus, seed, kind) | {"made_by": provenance("pretrain", {}, shards)}
-    save_weights(output, objective.state_dict(), config)
+    if random_initialisation:
+        save_weights(output, make_objective(settings, corpus, seed).state_dict(), config)
+        write_text(output / "metrics.jsonl", "")
+        return
+    fingerprint = training_fingerprint(settings, corpus, seed)
+    checkpoints = Checkpoints(checkpoint_folder, fingerprint, settings.run.checkpoint_minutes)
+    metrics = (checkpoint_folder or output) / f"metrics-{fingerprint}.jsonl"
+    corpus_device = device if fits_on(device, corpus.frames, settings.run.corpus) else torch.device("cpu")
+    objective = train(corpus.to(corpus_device), settings, seed, metrics, checkpoints, device)
+    if process_rank() == 0:
+        save_weights(output, objective.state_dict(), config)
+        write_text(output / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
+        metrics.unlink()
+        checkpoints.remove()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Command line; under torchrun every process trains on its part of each batch."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.pretrain", description=__doc__)
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON: a preset and overrides")
     parser.add_argument("--shards", type=Path, nargs="+", required=True, help="shard files of one atlas")
     parser.add_argument("--seed", type=int, required=True, help="of initialisation, data order, views and masks")
     parser.add_argument("--output", type=Path, required=True, help="folder of the encoder")
+    parser.add_argument("--checkpoints", type=Path, help="folder for checkpoints to go on from")
     parser.add_argument("--random-initialisation", action="store_true", help="write the encoder as initialised")
     arguments = parser.parse_args(argv)
     settings = resolve_settings(arguments.settings)
-    print(json.dumps(settings.as_dict(), indent=2), file=sys.stderr)
-    pretrain(arguments.shards, settings, arguments.seed, arguments.output, arguments.random_initialisation)
+    with processes(choose_device(settings.run.device)):
+        if process_rank() == 0:
+            print(json.dumps(settings.as_dict(), indent=2), file=sys.stderr)
+        pretrain(
+            arguments.shards,
+            settings,
+            arguments.seed,
+            arguments.output,
+            arguments.checkpoints,
+            arguments.random_initialisation,
+        )
 
 
 if __name__ == "__main__":

@@ -202,3 +202,25 @@ def expected_tensors(tensors: Mapping[str, Tensor], encoder: Encoder, role: str,
 def networks_from_map(network_of_roi: list[int]) -> NetworkTable:
     """A network table from indices alone; networks are named by their number."""
     return NetworkTable(tuple(str(index) for index in range(max(network_of_roi) + 1)), tuple(network_of_roi))
+
+
+def fresh_dead_tensors(encoder: Encoder, role: str, seed: int) -> dict[str, Tensor]:
+    """Dead tensors as initialised, which strict loaders ask for: two more sets of tokenizers and a norm."""
+    dead: dict[str, Tensor] = {}
+    settings = encoder.settings
+    for number, atlas in enumerate(DEAD_ATLASES):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + number)
+            tokenizer = SemanticTokenizer(encoder.networks, settings.width, settings.dense_width, settings.patch)
+        tensors = {f"encoder.tokenizer.{name}": value.detach() for name, value in tokenizer.state_dict().items()}
+        tensors["encoder.tokenizer.kernel_norm"] = torch.ones_like(tokenizer.kernel_norm)
+        for index, size in enumerate(encoder.networks.sizes):
+            prefix = f"{role}_encoder.network_tokenizers.{atlas}.{index}."
+            dead |= {prefix + key: view for key, view in _tokenizer_views(tensors, tokenizer, index).items()}
+            dead[prefix + "branches.1.slconv.multiplier"] = torch.full((1, size, 1), 2.0)
+            dead[prefix + "branches.1.slconv.kernel_norm_initialized"] = torch.tensor(False)
+    transformer = f"{role}_encoder.inter_network_transformer.norm."
+    return dead | {
+        transformer + "weight": torch.ones(settings.width),
+        transformer + "bias": torch.zeros(settings.width),
+    }

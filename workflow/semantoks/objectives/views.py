@@ -84,15 +84,14 @@ def augment(
         count = (uniform(1) * settings.zeroed_rois * n_rois).floor().clamp(min=1)
         kept_rois = uniform(n_rois).argsort(dim=1).argsort(dim=1) >= count
         factor = factor * kept_rois[:, :, None]
+    crops = crops * factor
     if settings.zeroed_samples:
         length = (uniform(1) * settings.zeroed_samples * n_samples).floor().clamp(min=1)
         start = (uniform(1) * (n_samples - length + 1)).floor()
         sample = torch.arange(n_samples, device=device)
         kept_samples = (sample < start) | (sample >= start + length)
-        crops = crops * kept_samples[:, None, :]
-    crops = crops * factor
+        crops.mul_(kept_samples[:, None, :])
     if settings.noise:
-        crops = crops + settings.noise * part(
-            torch.randn(n_draws, n_rois, n_samples, generator=generator, device=device)
-        )
+        noise = part(torch.randn(n_draws, n_rois, n_samples, generator=generator, device=device))
+        crops.add_(noise, alpha=settings.noise)
     return crops

@@ -54,8 +54,8 @@ class Corpus:
         sample = starts[:, None] + offset
         inside = sample < self.lengths[scans, None]
         rows = torch.where(inside, self.starts[scans, None] + sample, 0)
-        crops = self.frames[rows].float() * inside[..., None]
-        return crops.transpose(1, 2)
+        crops = self.frames[rows].transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return crops.mul_(inside[:, None, :])
 
     def present_tokens(self, scans: Tensor, crop: int, patch: int) -> Tensor:
         """[B, N, P] bool: tokens of a present row in a patch that is not all padding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,9 +11,11 @@ from semantoks.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a setting; ``auto`` is the first GPU, else the CPU."""
+    """The device of a setting; ``auto`` is a GPU (under torchrun this process's own), else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -35,3 +38,11 @@ def cpu_multiplies_bf16() -> bool:
     path = Path("/proc/cpuinfo")
     flags = path.read_text().split() if path.is_file() else []
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def fits_on(device: torch.device, frames: torch.Tensor, where: str) -> bool:
+    """Whether the corpus goes to the device: asked for, or ``auto`` and at most half of the GPU's free memory."""
+    if where != "auto" or device.type != "cuda":
+        return where != "host"
+    free, _ = torch.cuda.mem_get_info(device)
+    return frames.numel() * frames.element_size() <= free / 2

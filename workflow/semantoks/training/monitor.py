@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,33 +14,38 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from semantoks.errors import UserError
-from semantoks.objectives.self_distillation import Losses, Projections
+from semantoks.objectives.parallel import process_rank, sum_over_processes
+from semantoks.training.settings import RunSettings
+from semantoks.training.step import StepResult
 
 
-def measure(losses: Losses, student: Projections, teacher: Projections) -> dict[str, Tensor]:
-    """What is logged of a step besides its schedules; scalars on the device, nothing waits for it.
+def measure(result: StepResult) -> dict[str, float | None]:
+    """What is logged of a step besides its schedules; waits for the device once.
 
-    ``feature_sd``: sd over the batch of view 1's CLS projection, averaged; ``effective_rank``: exponential of the
-    entropy of its covariance's eigenvalues (Roy & Vetterli 2007); ``token_cosine``: mean cosine between two
-    different tokens of one crop, 1 when tokens have collapsed (NaN in steps that compute no tokens).
+    ``feature_sd``: sd over the batch of view 1's CLS projection, averaged; ``effective_rank``: of the same;
+    ``token_cosine``: see :func:`token_cosine`, null in steps that compute no tokens. Losses are those of the batch of
+    all processes, feature statistics those of this process's scans.
     """
-    features = student.cls[0].detach().float()
-    return {
-        "loss": losses.total.detach(),
-        "cls_loss": losses.cls,
-        "ttr_loss": losses.ttr,
-        "token_loss": losses.token,
+    losses, features = result.losses, result.student.cls[0].detach().float()
+    summed = sum_over_processes(torch.stack([losses.total.detach(), losses.cls, losses.ttr, losses.token]))
+    values = {
+        **dict(zip(("loss", "cls_loss", "ttr_loss", "token_loss"), summed, strict=True)),
         "similarity": losses.similarity,
         "coding_rate": losses.coding_rate,
         "feature_sd": features.std(dim=0).mean(),
-        "teacher_feature_sd": teacher.cls[0].float().std(dim=0).mean(),
+        "teacher_feature_sd": result.teacher.cls[0].float().std(dim=0).mean(),
         "effective_rank": effective_rank(features),
-        "token_cosine": token_cosine(teacher.outputs),
+        "token_cosine": token_cosine(result.teacher.outputs),
     }
+    numbers = torch.stack([value.float() for value in values.values()]).tolist()
+    measured: dict[str, float | None] = dict(zip(values, numbers, strict=True))
+    if result.teacher.outputs.shape[1] == 1:
+        measured["token_cosine"] = None
+    return measured
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """exp(entropy) of the normalised eigenvalues of the covariance of ``features`` [m, p]."""
+    """exp(entropy) of the normalised eigenvalues of the covariance of ``features`` [m, p] (Roy & Vetterli 2007)."""
     centred = features - features.mean(dim=0)
     gram = centred @ centred.T if len(features) < features.shape[1] else centred.T @ centred
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0)
@@ -48,71 +54,101 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 def token_cosine(tokens: Tensor) -> Tensor:
-    """Mean cosine of two different tokens of a crop, of ``tokens`` [B, 1 + n, D] with CLS first."""
+    """Mean cosine of two different tokens of a crop, of ``tokens`` [B, 1 + n, D] with CLS first; 1 is collapse."""
     units = F.normalize(tokens[:, 1:].float(), dim=-1)
     n_tokens = units.shape[1]
-    if n_tokens < 2:
-        return tokens.new_tensor(torch.nan, dtype=torch.float32)
     total = units.sum(dim=1).square().sum(dim=-1)
-    return ((total - n_tokens) / (n_tokens * (n_tokens - 1))).mean()
+    return ((total - n_tokens) / max(1, n_tokens * (n_tokens - 1))).mean()
 
 
-class MetricsLog:
-    """One JSON object per logged step in ``path``; lines after ``first_step`` of an earlier run are dropped."""
-
-    def __init__(self, path: Path, first_step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True) if first_step and path.is_file() else []
-        complete = [line for line in lines if line.endswith("\n")]
-        path.write_text("".join(line for line in complete if json.loads(line)["step"] < first_step))
-        self._file: IO[str] = path.open("a", encoding="utf-8")
-
-    def write(self, metrics: dict[str, Any]) -> None:
-        """Append a line; NaN becomes null."""
-        clean = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class Watchdog:
-    """Stops a training that cannot recover.
+class Monitor:
+    """Writes metrics, shows progress, stops a training that cannot recover.
 
     Parameters
     ----------
-    min_coding_rate, patience : collapse is γR below this for so many logged steps in a row; 0 never stops.
+    path : JSON lines, one per logged step; lines of the steps that a resumed training repeats are dropped.
+    first_step, n_steps, batch : where the training starts and ends, and scans per step.
+    n_low : logged steps in a row with a coding rate at collapse so far.
+    events : folder for TensorBoard, or None.
     """
 
-    def __init__(self, min_coding_rate: float, patience: int) -> None:
-        self._min_coding_rate, self._patience, self._low = min_coding_rate, patience, 0
+    def __init__(
+        self,
+        path: Path,
+        settings: RunSettings,
+        first_step: int,
+        n_steps: int,
+        batch: int,
+        n_low: int = 0,
+        events: Path | None = None,
+    ) -> None:
+        self.n_low, self._settings, self._batch = n_low, settings, batch
+        self._leads = process_rank() == 0
+        if not self._leads:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        complete = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in complete if json.loads(line)["step"] < first_step]
+        path.write_text("".join(kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._bar = tqdm(total=n_steps * batch, initial=first_step * batch, unit="scan", desc="pretrain", disable=None)
+        self._events = None
+        if events is not None:
+            from torch.utils.tensorboard import SummaryWriter
 
-    def check(self, metrics: dict[str, Any]) -> None:
-        """Look at a step's metrics.
+            self._events = SummaryWriter(str(events), purge_step=first_step)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Write the metrics of a step and check them.
 
         Raises
         ------
         UserError
-            When the loss is not finite, or γR stayed at collapse.
+            When the loss is not finite, or the coding rate stayed at collapse.
         """
+        if self._leads:
+            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+            self._file.write(json.dumps(clean) + "\n")
+            self._file.flush()
+            shown = f"loss {metrics['loss']:.3f}, γR {metrics['coding_rate']:.3f}"
+            self._bar.set_postfix_str(shown, refresh=False)
+            if self._events is not None:
+                for name, value in clean.items():
+                    if value is not None and name != "step":
+                        self._events.add_scalar(name, value, metrics["step"])
+        self._check(metrics)
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._leads:
+            self._bar.update(self._batch)
+
+    def _check(self, metrics: dict[str, Any]) -> None:
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
             raise UserError(
                 f"pretraining: step {metrics['step']}: expected a finite loss and gradient, found loss "
                 f"{metrics['loss']}, gradient norm {metrics['gradient_norm']}; check the shards for NaN, then try a "
                 "lower optimiser.learning_rate, more optimiser.warmup_epochs, or run.precision: float32"
             )
-        self._low = self._low + 1 if metrics["coding_rate"] < self._min_coding_rate else 0
-        if self._low >= self._patience:
+        threshold = self._settings.min_coding_rate
+        self.n_low = self.n_low + 1 if metrics["coding_rate"] < threshold else 0
+        if self.n_low >= self._settings.patience:
             raise UserError(
-                f"pretraining: step {metrics['step']}: expected a coding rate of at least {self._min_coding_rate}, "
-                f"found {metrics['coding_rate']:.4f}, for {self._low} logged steps: all scans have the same features "
+                f"pretraining: step {metrics['step']}: expected a coding rate of at least {threshold}, "
+                f"found {metrics['coding_rate']:.4f}, for {self.n_low} logged steps: all scans have the same features "
                 "(collapse); try a larger optimiser.batch, a lower optimiser.learning_rate, a higher "
                 "optimiser.momentum or objective.ttr_weight; run.min_coding_rate: 0 lets it go on"
             )
 
+    def __enter__(self) -> Monitor:
+        return self
 
-def progress_bar(n_steps: int, first_step: int) -> tqdm:
-    """A bar over optimiser steps with rate and ETA; silent where stderr is no terminal."""
-    return tqdm(total=n_steps, initial=first_step, unit="step", desc="pretrain", disable=None, dynamic_ncols=True)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._leads:
+            self._file.close()
+            self._bar.close()
+            if self._events is not None:
+                self._events.close()

@@ -10,6 +10,7 @@ from torch import Tensor
 from semantoks.objectives.parallel import world_size
 from semantoks.objectives.self_distillation import Losses, Projections, SelfDistillation
 from semantoks.objectives.views import Views
+from semantoks.training.settings import OptimiserSettings
 
 
 class StepResult(NamedTuple):
@@ -24,8 +25,7 @@ def forward_backward(
     objective: SelfDistillation,
     views: Views,
     ttr_weight: float,
-    micro_batches: int = 1,
-    exact: bool = True,
+    settings: OptimiserSettings,
     precision: torch.dtype = torch.float32,
 ) -> StepResult:
     """Add the gradients of a step to the student's parameters.
@@ -33,19 +33,19 @@ def forward_backward(
     Parameters
     ----------
     views : of this process's scans.
-    micro_batches : encode the scans in so many parts.
-    exact : with several parts, first project all of them without gradients, take the losses of the whole batch, then
-        encode each part again and pass on the gradients of its projections: the same gradients as in one part. Else
-        each part has its own covariance, m being its size.
+    settings : ``micro_batches`` parts in which the scans are encoded. With ``accumulation`` ``exact``, all parts are
+        first projected without gradients, the losses are those of the whole batch, then each part is encoded again
+        and gets the gradients of its projections: the same gradients as in one part. With ``separate`` each part has
+        its own covariance, m being its size.
     precision : of the encoders; bfloat16 is autocast.
     """
     n_scans = len(views.bold) // 2
     step = _Step(objective, ttr_weight, precision)
-    if micro_batches == 1:
+    if settings.micro_batches == 1:
         return step.whole(views, share=1.0)
-    size = -(-n_scans // micro_batches)
+    size = -(-n_scans // settings.micro_batches)
     parts = [views.part(start, min(start + size, n_scans)) for start in range(0, n_scans, size)]
-    if not exact:
+    if settings.accumulation == "separate":
         results = [step.whole(part, share=len(part.bold) / len(views.bold)) for part in parts]
         return results[-1]
     return step.coupled(views, parts)

@@ -1,0 +1,100 @@
+"""Checkpoints of a training: atomic, at intervals and on stop signals, resumed bit for bit (on a CPU)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from semantoks.errors import UserError
+from semantoks.files import replacing
+from semantoks.objectives.parallel import process_rank
+from semantoks.training.corpus import Corpus
+from semantoks.training.settings import PretrainSettings
+
+
+def training_fingerprint(settings: PretrainSettings, corpus: Corpus, seed: int) -> str:
+    """12 hexadecimal digits that change with whatever changes the numbers of a training."""
+    what = settings.as_dict()
+    what["run"] = {"precision": settings.run.precision}
+    scans = corpus.table.assign(n_frames=corpus.lengths.cpu().numpy()).sort_values(["cohort", "recording_id"])
+    what |= {"seed": seed, "roi_names": corpus.roi_names, "networks": corpus.networks.labels, "source": corpus.source}
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    digest.update(scans.to_csv(index=False).encode())
+    return digest.hexdigest()[:12]
+
+
+class Checkpoints:
+    """The newest state of one training in a folder; trainings with other settings or data have other files.
+
+    Parameters
+    ----------
+    folder : no declared output of the workflow, which would delete it on failure; None keeps no checkpoints.
+    fingerprint : see :func:`training_fingerprint`.
+    minutes : between checkpoints.
+    """
+
+    def __init__(self, folder: Path | None, fingerprint: str, minutes: float) -> None:
+        self._path = None if folder is None else folder / f"checkpoint-{fingerprint}.pt"
+        self._seconds, self._saved_at = 60 * minutes, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the interval has passed."""
+        return self._path is not None and time.monotonic() - self._saved_at >= self._seconds
+
+    def save(self, next_step: int, objective: nn.Module, optimiser: torch.optim.Optimizer, **further: Any) -> None:
+        """Replace the file; a process killed meanwhile leaves the previous one whole."""
+        self._saved_at = time.monotonic()
+        if self._path is None or process_rank():
+            return
+        state = {"next_step": next_step, "objective": objective.state_dict(), "optimiser": optimiser.state_dict()}
+        with replacing(self._path) as temporary:
+            torch.save(state | further, temporary)
+
+    def restore(self, objective: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+        """Load the newest state in place; returns ``next_step`` and what else was saved, 0 without a checkpoint."""
+        if self._path is None or not self._path.is_file():
+            return {"next_step": 0}
+        try:
+            state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(f"{self._path}: expected a checkpoint, found {error}; delete it to start over") from None
+        objective.load_state_dict(state.pop("objective"))
+        optimiser.load_state_dict(state.pop("optimiser"))
+        return state
+
+    def remove(self) -> None:
+        """Delete the file of a finished training."""
+        if self._path is not None and not process_rank():
+            self._path.unlink(missing_ok=True)
+
+
+class StopSignals:
+    """Notes SIGTERM (save, then stop) and SIGUSR1 (save, go on), as a scheduler sends them before it preempts."""
+
+    def __init__(self) -> None:
+        self.save = self.stop = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.save = True
+        self.stop = self.stop or number == signal.SIGTERM
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
