@@ -1,4 +1,4 @@
-# make demo · demo-full · test · test-slow · lint · bench · lock · pins
+# make demo · demo-full · test · test-slow · lint · docs · bench · lock
 SHELL := /bin/bash
 PYTHON ?= python3
 CORES ?= 2
@@ -6,7 +6,7 @@ VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONNOUSERSITE=1 PYTHONPATH=workflow
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES)
 
-.PHONY: demo demo-full plan abide test test-slow lint bench lock pins clean-demo
+.PHONY: help demo demo-full test test-slow lint docs bench lock
 .DEFAULT_GOAL := help
 
 help:  ## Show the commands
@@ -36,11 +36,15 @@ test: $(VENV)/installed-test lint  ## Fast tests, a dry run and the linters
 test-slow: $(VENV)/installed-test  ## Tests that run whole workflows, real data, Slurm and containers
 	$(RUN) python -m pytest -q -m slow tests
 
-lint: $(VENV)/installed-test  ## Style, types, Snakemake's own checks, shipped configurations against the schemas
+lint: $(VENV)/installed-test  ## Style, types, Snakemake's own checks
 	$(RUN) ruff check workflow tests benchmarks envs
 	$(RUN) ruff format --check workflow tests benchmarks envs
 	$(RUN) mypy
 	$(RUN) snakefmt --check Snakefile workflow/Snakefile workflow/rules
+	$(RUN) python tests/lint_workflow.py
+
+docs: $(VENV)/installed  ## Refresh the tables of keys in config/README.md
+	$(RUN) python -m semantoks.config_reference
 
 bench: $(VENV)/installed  ## Measure speed on this machine
 	$(RUN) python -m benchmarks

@@ -47,7 +47,7 @@ MISTAKES = {
     "out of range": ({"shards": {"tr": 0}}, r"key 'shards.tr': 0 is less than or equal to the minimum of 0"),
     "misspelt encoder key": (
         {"pretrain": {"encoders": {"small": {"epoch": 3}}}},
-        r"unknown key 'pretrain.encoders.small.epoch'; did you mean 'epochs'\?",
+        r"unknown key 'pretrain.encoders.small.epoch'; did you mean 'optimiser.epochs'\?",
     ),
     "encoder on an unknown cohort": (
         {"pretrain": {"encoders": {"small": {"cohorts": ["other"]}}}},

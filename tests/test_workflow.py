@@ -40,7 +40,7 @@ def write_config(folder: Path, sources: Mapping[str, Mapping], **keys) -> None:
     config = {
         "cohorts": [str(folder / f"{name}.yaml") for name in sources],
         "atlas": {"name": "own", "labels": str(folder / "labels.tsv")},
-        "pretrain": {"encoders": {"tiny": {"preset": "tiny", "epochs": 1, "random_seeds": [0]}}},
+        "pretrain": {"encoders": {"tiny": {"preset": "tiny", "random_seeds": [0]}}},
         "batch_size": 2,
         **keys,
     }

@@ -13,9 +13,7 @@ from semantoks.errors import UserError
 from semantoks.settings import RECORDING_KEYS, load_settings
 
 # Stages run as `python -m semantoks.<stage>`; nothing else on the path may leak into them.
-shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(REPOSITORY / 'workflow'))} PYTHONNOUSERSITE=1; "
-)
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(REPOSITORY / 'workflow'))} PYTHONNOUSERSITE=1; ")
 
 try:
     settings = load_settings(config, ", ".join(map(str, workflow.configfiles)))
@@ -57,9 +55,7 @@ def of_batches(pattern, cohort):
 
 def as_arguments(option, paths):
     """An option with its paths, quoted for the shell, or nothing when there are none."""
-    return (
-        " ".join([option, *(shlex.quote(str(path)) for path in paths)]) if paths else ""
-    )
+    return " ".join([option, *(shlex.quote(str(path)) for path in paths)]) if paths else ""
 
 
 def folder_files(folder, names):
@@ -68,19 +64,11 @@ def folder_files(folder, names):
 
 def atlas_sources():
     """Files of the atlas that the configuration names; a changed file makes the atlas anew."""
-    return [
-        path
-        for key in ("image", "labels")
-        if (path := settings.section("atlas").get(key))
-    ]
+    return [path for key in ("image", "labels") if (path := settings.section("atlas").get(key))]
 
 
 def network_sources():
-    return [
-        path
-        for key in ("image", "names", "file")
-        if (path := settings.section("networks").get(key))
-    ]
+    return [path for key in ("image", "names", "file") if (path := settings.section("networks").get(key))]
 
 
 def encoder_of(wildcards):
@@ -89,11 +77,7 @@ def encoder_of(wildcards):
 
 def encoder_shards(wildcards):
     cohorts = encoder_of(wildcards).cohorts
-    return [
-        shard
-        for cohort in cohorts
-        for shard in of_batches("{cohort}/shards/{batch}.parquet", cohort)
-    ]
+    return [shard for cohort in cohorts for shard in of_batches("{cohort}/shards/{batch}.parquet", cohort)]
 
 
 def embeddings(cohort):
@@ -102,6 +86,54 @@ def embeddings(cohort):
         cohort=cohort,
         encoder=settings.encoders,
     )
+
+
+def fmriprep_statuses(wildcards):
+    cohort = settings.cohort(wildcards.cohort)
+    if cohort.source["type"] != "bids":
+        return []
+    participants = current_participants(RESULTS / cohort.name / "batches")
+    return expand(
+        RESULTS / cohort.name / "fmriprep" / "sub-{participant}.json",
+        participant=participants,
+    )
+
+
+def parcellate_settings(wildcards):
+    cohort = settings.cohort(wildcards.cohort)
+    if cohort.imports_timeseries:
+        section = settings.section("parcellate")
+        return json.dumps(
+            {
+                "cohort": json.loads(cohort.json(RECORDING_KEYS)),
+                "band_pass": section["band_pass"],
+            }
+        )
+    return settings.json("parcellate")
+
+
+def parcellate_module(wildcards):
+    """Cohorts of images are parcellated; those that bring time series enter here."""
+    return "import_timeseries" if settings.cohort(wildcards.cohort).imports_timeseries else "parcellate"
+
+
+def probe_settings(wildcards):
+    return settings.cohort(wildcards.cohort).probe_json(probe=settings.section("probe"))
+
+
+def participants_table(wildcards):
+    """A changed label reruns the probes, not what comes before them."""
+    return (settings.cohort(wildcards.cohort).settings["participants"] or {}).get("path", [])
+
+
+def cohort_shards(wildcards):
+    return of_batches("{cohort}/shards/{batch}.parquet", wildcards.cohort)
+
+
+def row_embeddings(wildcards):
+    if wildcards.row not in settings.encoders:
+        return []
+    return [RESULTS / wildcards.cohort / "embeddings" / f"{wildcards.row}.parquet"]
 
 
 def probe_rows(cohort):

@@ -2,9 +2,7 @@ rule embed:
     input:
         weights=RESULTS / "pretrain" / "{encoder}" / "weights.safetensors",
         config=RESULTS / "pretrain" / "{encoder}" / "config.json",
-        shards=lambda wildcards: of_batches(
-            "{cohort}/shards/{batch}.parquet", wildcards.cohort
-        ),
+        shards=lambda wildcards: of_batches("{cohort}/shards/{batch}.parquet", wildcards.cohort),
     output:
         RESULTS / "{cohort}" / "embeddings" / "{encoder}.parquet",
     log:

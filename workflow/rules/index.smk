@@ -1,22 +1,9 @@
-def fmriprep_statuses(wildcards):
-    cohort = settings.cohort(wildcards.cohort)
-    if cohort.source["type"] != "bids":
-        return []
-    participants = current_participants(RESULTS / cohort.name / "batches")
-    return expand(
-        RESULTS / cohort.name / "fmriprep" / "sub-{participant}.json",
-        participant=participants,
-    )
-
-
 rule index:
     input:
-        fingerprints=lambda wildcards: of_batches(
-            "{cohort}/batches/{batch}.tsv", wildcards.cohort
+        fingerprints=lambda wildcards: of_batches("{cohort}/batches/{batch}.tsv", wildcards.cohort),
+        participants=lambda wildcards: (settings.cohort(wildcards.cohort).settings["participants"] or {}).get(
+            "path", []
         ),
-        participants=lambda wildcards: (
-            settings.cohort(wildcards.cohort).settings["participants"] or {}
-        ).get("path", []),
         fmriprep=fmriprep_statuses,
     output:
         RESULTS / "{cohort}" / "index.parquet",
@@ -31,9 +18,7 @@ rule index:
         mem_mb=grows_with_attempt(2000),
         runtime=grows_with_attempt(30),
     params:
-        settings=lambda wildcards: settings.cohort(wildcards.cohort).json(
-            RECORDING_KEYS
-        ),
+        settings=lambda wildcards: settings.cohort(wildcards.cohort).json(RECORDING_KEYS),
         code=code_version("index"),
         manifest=lambda wildcards: RESULTS / wildcards.cohort / "batches",
     shell:

@@ -1,20 +1,3 @@
-def parcellate_settings(wildcards):
-    cohort = settings.cohort(wildcards.cohort)
-    if cohort.imports_timeseries:
-        section = settings.section("parcellate")
-        return json.dumps({"cohort": json.loads(cohort.json(RECORDING_KEYS)), "band_pass": section["band_pass"]})
-    return settings.json("parcellate")
-
-
-def parcellate_module(wildcards):
-    """Cohorts of images are parcellated; those that bring time series enter here."""
-    return (
-        "import_timeseries"
-        if settings.cohort(wildcards.cohort).imports_timeseries
-        else "parcellate"
-    )
-
-
 rule parcellate:
     input:
         # The fingerprint of the batch decides about a rerun, not the index of the whole cohort.

@@ -20,9 +20,7 @@ rule pretrain:
     params:
         settings=lambda wildcards: encoder_of(wildcards).json(),
         seed=lambda wildcards: encoder_of(wildcards).seed,
-        untrained=lambda wildcards: (
-            "--random-initialisation" if encoder_of(wildcards).untrained else ""
-        ),
+        untrained=lambda wildcards: ("--random-initialisation" if encoder_of(wildcards).untrained else ""),
         code=code_version("pretrain"),
         folder=lambda wildcards: RESULTS / "pretrain" / wildcards.encoder,
         # Not an output: Snakemake deletes the outputs of a rule that fails, and checkpoints must survive that.

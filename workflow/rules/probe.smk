@@ -1,24 +1,3 @@
-def probe_settings(wildcards):
-    return settings.cohort(wildcards.cohort).probe_json(probe=settings.section("probe"))
-
-
-def participants_table(wildcards):
-    """A changed label reruns the probes, not what comes before them."""
-    return (settings.cohort(wildcards.cohort).settings["participants"] or {}).get(
-        "path", []
-    )
-
-
-def cohort_shards(wildcards):
-    return of_batches("{cohort}/shards/{batch}.parquet", wildcards.cohort)
-
-
-def row_embeddings(wildcards):
-    if wildcards.row not in settings.encoders:
-        return []
-    return [RESULTS / wildcards.cohort / "embeddings" / f"{wildcards.row}.parquet"]
-
-
 rule splits:
     input:
         shards=cohort_shards,
@@ -44,14 +23,10 @@ rule probe:
         splits=rules.splits.output,
         participants=participants_table,
         embeddings=row_embeddings,
-        shards=branch(
-            lambda wildcards: wildcards.row == "fc", then=cohort_shards, otherwise=[]
-        ),
+        shards=branch(lambda wildcards: wildcards.row == "fc", then=cohort_shards, otherwise=[]),
         qc=branch(
             lambda wildcards: wildcards.row == "confounds",
-            then=lambda wildcards: of_batches(
-                "{cohort}/qc/{batch}.parquet", wildcards.cohort
-            ),
+            then=lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),
             otherwise=[],
         ),
     output:
@@ -69,9 +44,7 @@ rule probe:
     params:
         settings=probe_settings,
         code=code_version("probe"),
-        embeddings=lambda wildcards, input: as_arguments(
-            "--embeddings", input.embeddings
-        ),
+        embeddings=lambda wildcards, input: as_arguments("--embeddings", input.embeddings),
         shards=lambda wildcards, input: as_arguments("--shards", input.shards),
         qc=lambda wildcards, input: as_arguments("--qc", input.qc),
     shell:

@@ -23,9 +23,7 @@ rule qc:
 rule qc_summary:
     input:
         qc=lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),
-        timeseries=lambda wildcards: of_batches(
-            "{cohort}/timeseries/{batch}.parquet", wildcards.cohort
-        ),
+        timeseries=lambda wildcards: of_batches("{cohort}/timeseries/{batch}.parquet", wildcards.cohort),
         networks=rules.networks.output,
     output:
         folder_files("{cohort}/qc", ["exclusions.tsv", "summary.json"]),

@@ -123,7 +123,7 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pd.DataFra
             "was it written by another stage or version?"
         )
     table = file.read(columns=columns)
-    result = table.to_pandas()
+    result: pd.DataFrame = table.to_pandas()
     for field in table.schema:
         if pa.types.is_string(field.type) or pa.types.is_null(field.type):
             result[field.name] = pd.Series(table[field.name].to_pylist(), dtype=object)

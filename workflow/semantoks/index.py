@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pandas as pd
 from semantoks.batches import read_manifest
 from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, read_json, read_text_table, write_table
-from semantoks.recordings import ENTITIES, hdf5_positions, list_derivatives, list_recordings
+from semantoks.recordings import ENTITIES, check_unique, hdf5_positions, list_derivatives, list_recordings
 
 COLUMNS = [*KEY, "batch", *ENTITIES, "bold_path", "mask_path", "confounds_path", "tr", "n_frames", "source", "site"]
 COLUMNS += ["mean_fd", "exclude_reason"]
@@ -68,33 +69,28 @@ def _with_derivatives(listing: pd.DataFrame, cohort: Mapping[str, Any], status_f
     reasons = {
         status["participant"].removeprefix("sub-"): status.get("reason") for status in statuses if status.get("reason")
     }
-    derivatives = list_derivatives(cohort, cohort["source"]["derivatives"]).set_index("recording_id")
-    double = derivatives.index[derivatives.index.duplicated()]
-    if len(double):
-        files = ", ".join(str(paths[0]) for paths in derivatives.loc[double[0], "paths"])
-        raise UserError(f"expected one derivative of {double[0]}, found {files}; choose with 'resolution'")
-    listing = listing.copy()
-    for row in listing.index:
-        recording, participant = listing.loc[row, "recording_id"], listing.loc[row, "participant_id"]
-        if recording in derivatives.index:
-            columns = ["space", "res", "desc", "paths", "exclude_reason"]
-            listing.loc[[row], columns] = derivatives.loc[[recording], columns].set_axis([row])
-        else:
-            reason = reasons.get(participant, "fMRIPrep finished without it")
-            listing.at[row, "paths"] = ("",)
-            listing.at[row, "exclude_reason"] = f"no desc-preproc_bold in space {cohort['space']}: {reason}"
-    return listing
+    derivatives = list_derivatives(cohort, cohort["source"]["derivatives"])
+    check_unique(derivatives, cohort["name"])
+    columns = ["space", "res", "desc", "paths", "exclude_reason"]
+    found = {row["recording_id"]: {c: row[c] for c in columns} for row in derivatives.to_dict("records")}
+    rows = []
+    for row in listing.to_dict("records"):
+        reason = reasons.get(row["participant_id"], "fMRIPrep finished without it")
+        missing = {"paths": ("",), "exclude_reason": f"no desc-preproc_bold in space {cohort['space']}: {reason}"}
+        rows.append(row | found.get(row["recording_id"], missing))
+    return pd.DataFrame(rows, columns=listing.columns, dtype=object)
 
 
 def _describe_files(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
     """TR, number of frames and reason of each recording; headers and sidecars are read in parallel."""
     override = cohort["tr"]
+    rows: list[tuple[float | None, int | None, str | None]]
     if cohort["source"]["type"] == "files":
         reason = None if override else "no TR: set 'tr' in the cohort file, time-series files do not tell it"
         rows = [(override, None, reason)] * len(listing)
     else:
         with ThreadPoolExecutor(16) as pool:
-            rows = list(pool.map(lambda path: _describe_image(path, override), listing["bold_path"]))
+            rows = list(pool.map(functools.partial(_describe_image, override=override), listing["bold_path"]))
     return pd.DataFrame(rows, columns=["tr", "n_frames", "header_reason"], index=listing.index, dtype=object).astype(
         {"tr": float}
     )
@@ -137,18 +133,18 @@ def _describe_hdf5(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataF
     source = cohort["source"]
     positions = hdf5_positions(source)
     with h5py.File(source["path"], "r") as file:
-        tr = file[source["tr"]][:] if source["tr"] in file else None
-        if tr is None and cohort["tr"] is None:
+        if cohort["tr"] is None and source["tr"] not in file:
             raise UserError(
                 f"{source['path']}: key 'source.tr': expected the dataset {source['tr']!r} with the TR of each "
                 "recording, found none; correct the key or set 'tr' in the cohort file"
             )
+        tr = np.full(len(positions), cohort["tr"]) if cohort["tr"] else file[source["tr"]][:]
         width = file[source["datasets"][0]].shape[-1]
         length = file[source["length"]][:] if source["length"] in file else np.full(len(positions), width)
     rows = []
     for recording in listing["recording_id"]:
         position = positions[recording]
-        seconds = cohort["tr"] or round(float(tr[position]), 6)
+        seconds = round(float(tr[position]), 6)
         valid = 0.05 <= seconds <= 30
         rows.append((seconds, int(length[position]), None if valid else f"TR: expected 0.05 to 30 s, found {seconds}"))
     return pd.DataFrame(rows, columns=["tr", "n_frames", "header_reason"], index=listing.index)

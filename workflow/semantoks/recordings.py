@@ -58,7 +58,7 @@ def list_recordings(cohort: Mapping[str, Any]) -> pd.DataFrame:
             f"cohort {cohort['name']}: expected recordings in {source['path']}, found none that fit; "
             f"{_what_is_there(cohort)}check 'tasks', 'entities', 'space', 'include' and 'exclude' of the cohort file"
         )
-    _check_unique(listing, cohort["name"])
+    check_unique(listing, cohort["name"])
     return listing.sort_values("recording_id", ignore_index=True)
 
 
@@ -279,7 +279,8 @@ def _selected_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> 
     return listing
 
 
-def _check_unique(listing: pd.DataFrame, name: str) -> None:
+def check_unique(listing: pd.DataFrame, name: str) -> None:
+    """Refuse a listing with several files for one recording, naming them."""
     double = listing[listing["recording_id"].duplicated(keep=False)].sort_values("recording_id")
     if not double.empty:
         first = double[double["recording_id"] == double["recording_id"].iloc[0]]

@@ -23,8 +23,10 @@ SCHEMAS = REPOSITORY / "workflow" / "schemas"
 SECTIONS = ("fmriprep", "atlas", "networks", "parcellate", "qc", "shards", "embed", "probe", "tables")
 
 
-RECORDING_KEYS = ("source", "tasks", "entities", "include", "exclude", "space", "resolution", "tr", "already_done")
-RECORDING_KEYS += ("participants", "site_column", "mean_fd_column")
+RECORDING_KEYS = (
+    *("source", "tasks", "entities", "include", "exclude", "space", "resolution", "tr", "already_done"),
+    *("participants", "site_column", "mean_fd_column"),
+)
 """Keys of a cohort that decide about its recordings; phenotypes and what is tested with them are not among them."""
 
 PROBE_KEYS = ("participants", "phenotypes", "site_column", "site_group", "family_column", "confounds")
@@ -221,11 +223,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected YAML, found {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
-    return content
+    return dict(content)
 
 
 def _validated(values: Mapping[str, Any], schema: dict[str, Any], where: str) -> dict[str, Any]:
-    filled = _with_defaults(copy.deepcopy(dict(values)), schema)
+    filled: dict[str, Any] = _with_defaults(copy.deepcopy(dict(values)), schema)
     errors = sorted(
         _leaves(Draft202012Validator(schema).iter_errors(filled)), key=lambda error: list(map(str, error.path))
     )
@@ -270,19 +272,31 @@ def _leaves(errors: Iterator[ValidationError]) -> Iterator[ValidationError]:
 def _message(error: ValidationError, where: str) -> str:
     keys = ".".join(map(str, error.absolute_path))
     inside = f"key '{keys}': " if keys else ""
+    schema: Any = error.schema
+    instance: Any = error.instance
     if error.validator == "additionalProperties":
-        known = list(error.schema["properties"])
-        unknown = [key for key in error.instance if key not in known]
+        unknown = [key for key in instance if key not in schema["properties"]]
         prefix = f"{keys}." if keys else ""
-        return "\n".join(f"{where}: unknown key '{prefix}{key}'; {_nearest(key, known)}" for key in unknown)
+        return "\n".join(f"{where}: unknown key '{prefix}{key}'; {_nearest(key, schema)}" for key in unknown)
     if error.validator == "required":
-        missing = [key for key in error.validator_value if key not in error.instance]
+        missing = [key for key in schema["required"] if key not in instance]
         return (
             f"{where}: {inside}expected the key {', '.join(map(repr, missing))}, found none; add it (config/README.md)"
         )
     return f"{where}: {inside}{error.message}"
 
 
-def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+def _nearest(key: str, schema: Mapping[str, Any]) -> str:
+    """Advice on an unknown key: the nearest valid one here or in a section below, else all that are valid here."""
+    known = list(schema["properties"])
+    below = {path.rsplit(".", 1)[-1]: path for path in _dotted(schema)}
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
+        below[name] for name in difflib.get_close_matches(key, below, n=1, cutoff=0.6)
+    ]
     return f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(sorted(known))}"
+
+
+def _dotted(schema: Mapping[str, Any]) -> Iterator[str]:
+    for key, entry in schema.get("properties", {}).items():
+        yield key
+        yield from (f"{key}.{further}" for further in _dotted(entry))
