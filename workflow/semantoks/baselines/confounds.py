@@ -1,0 +1,78 @@
+"""Confounds-only reference: what a head finds from site, motion, age and sex without looking at the brain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from semantoks.baselines.features import Index, Matrix, standardise
+from semantoks.phenotypes import Cohort, Phenotype, column_of, sites
+
+
+@dataclass(frozen=True)
+class Confounds:
+    """Confound columns of every participant, as text or numbers; ``columns`` maps source column to its values."""
+
+    name: str
+    participants: list[str]
+    columns: dict[str, pd.Series]
+
+    def design(self, phenotype: Phenotype, training: Index) -> Matrix:
+        """Numbers standardised, categories as one column each; the phenotype's own column is left out.
+
+        A category that no training participant has (an unseen site) is all zeros; a missing number is the training
+        mean.
+        """
+        parts: list[Matrix] = []
+        for source, values in self.columns.items():
+            if source == phenotype.column:
+                continue
+            numbers = _as_numbers(values)
+            if numbers is not None:
+                parts.append(standardise(numbers[:, None], training))
+            else:
+                parts.append(_one_hot(values, training))
+        if not parts:
+            return np.zeros((len(self.participants), 1), dtype=np.float32)
+        return np.concatenate(parts, axis=1)
+
+
+def _as_numbers(values: pd.Series) -> npt.NDArray[np.float64] | None:
+    """The values as numbers, NaN where missing; None when any is no number."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    if (numbers.isna() & values.notna()).any():
+        return None
+    return numbers.to_numpy(dtype=np.float64)
+
+
+def _one_hot(values: pd.Series, training: Index) -> Matrix:
+    known = sorted(set(values.iloc[training].dropna()))
+    return np.stack([(values == name).to_numpy(dtype=np.float32) for name in known] or [np.zeros(len(values))], axis=1)
+
+
+def make_confounds(
+    cohort: Cohort, table: pd.DataFrame, participants: Sequence[str], mean_fd: pd.Series | None
+) -> Confounds:
+    """Confounds of the named participants: site, mean framewise displacement and the configured columns.
+
+    Parameters
+    ----------
+    cohort, table : its description and participants table.
+    participants : whose confounds; the order of the rows.
+    mean_fd : mean framewise displacement of each participant [mm]; None where no recording has one.
+    """
+    columns: dict[str, pd.Series] = {}
+    rows = table.loc[list(participants)]
+    rows.attrs.update(table.attrs)
+    if cohort.site_column is not None:
+        # Site numbers are names, not quantities.
+        columns[cohort.site_column] = sites(cohort, rows).map(lambda name: f"site {name}", na_action="ignore")
+    if mean_fd is not None and mean_fd.notna().any():
+        columns["mean_fd"] = mean_fd.reindex(rows.index)
+    for name in cohort.confounds:
+        columns[name] = column_of(rows, name, "confounds")
+    return Confounds("confounds", list(participants), columns)

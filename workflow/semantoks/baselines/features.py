@@ -1,0 +1,167 @@
+"""What a head is fitted on: a matrix with one row per participant, made anew inside every fold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from semantoks.errors import UserError
+from semantoks.files import read_metadata, read_table
+from semantoks.phenotypes import Phenotype, examples
+
+Matrix = npt.NDArray[np.float32]
+Index = npt.NDArray[np.intp]
+
+
+class Features(Protocol):
+    """One row's features. ``participants`` fixes the row order of what :meth:`design` returns."""
+
+    @property
+    def name(self) -> str:
+        """Kind of features."""
+        ...
+
+    @property
+    def participants(self) -> list[str]:
+        """Participants in the order of the rows."""
+        ...
+
+    def design(self, phenotype: Phenotype, training: Index) -> Matrix:
+        """Feature matrix [participants, features], float32; whatever is estimated is estimated on ``training``."""
+        ...
+
+
+def standardise(values: npt.NDArray[np.floating], training: Index) -> Matrix:
+    """Standardise columns with mean and sd (ddof 0) of the training rows; missing values become the training mean, 0.
+
+    Parameters
+    ----------
+    values : [n, features]; NaN is missing.
+    training : row numbers.
+
+    Returns
+    -------
+    [n, features] float32. A column that is constant or entirely missing in the training rows is 0 everywhere.
+    """
+    missing = np.isnan(values)
+    incomplete = np.flatnonzero(missing.any(axis=1))
+    member = np.zeros(len(values), dtype=values.dtype)
+    member[training] = 1
+    scaled = values.astype(np.float32)
+    scaled[incomplete] = np.where(missing[incomplete], 0, scaled[incomplete])
+    count = np.maximum(len(training) - missing[np.intersect1d(incomplete, training)].sum(axis=0), 1)
+    mean = (member @ scaled) / count
+    scaled -= mean
+    scaled[incomplete] = np.where(missing[incomplete], 0, scaled[incomplete])
+    # A second pass around the mean: the difference of two large sums would lose a small variance.
+    sd = np.sqrt((member @ np.square(scaled)) / count)
+    varies = sd > 1e-6 * np.maximum(np.abs(mean), 1e-3)
+    scaled *= np.divide(1, sd, out=np.zeros_like(sd), where=varies)
+    return scaled
+
+
+def mean_over_recordings(values: npt.NDArray[np.float32], owner: Sequence[str]) -> tuple[list[str], Matrix]:
+    """Average the rows of each participant, ignoring missing values.
+
+    Parameters
+    ----------
+    values : [recordings, features] float32; NaN is missing.
+    owner : participant of each row.
+
+    Returns
+    -------
+    Sorted participants and [participants, features] float32; NaN where no recording has a value.
+    """
+    participants, number = np.unique(np.asarray(owner, dtype=str), return_inverse=True)
+    if len(participants) == len(values):
+        return participants.tolist(), values[np.argsort(number)]
+    total = np.zeros((len(participants), values.shape[1]), dtype=np.float32)
+    count = np.zeros_like(total)
+    for row, to in zip(values, number, strict=True):
+        present = ~np.isnan(row)
+        total[to, present] += row[present]
+        count[to] += present
+    return participants.tolist(), np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+@dataclass(frozen=True)
+class CropFeatures:
+    """Features of an encoder, several crops per participant.
+
+    ``crops`` is [participants, crops, features] float32, ``present`` [participants, crops] says which exist.
+    """
+
+    name: str
+    participants: list[str]
+    crops: Matrix
+    present: npt.NDArray[np.bool_]
+    encoder: str
+    seen: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def seed(self) -> int | None:
+        """Pretraining seed, from the encoder's name (``<name>_seed-<s>``)."""
+        match = re.search(r"_seed-(\d+)$", self.encoder)
+        return int(match.group(1)) if match else None
+
+    @property
+    def mean(self) -> Matrix:
+        """Mean over the crops of each participant [participants, features]."""
+        weight = self.present / self.present.sum(axis=1, keepdims=True)
+        mean: Matrix = np.einsum("nkf,nk->nf", self.crops, weight.astype(np.float32))
+        return mean
+
+    def design(self, phenotype: Phenotype, training: Index) -> Matrix:
+        """Standardised mean over the crops."""
+        return standardise(self.mean, training)
+
+
+def read_embeddings(path: Path | str) -> CropFeatures:
+    """Read an embeddings file; crops with the same number are averaged over a participant's recordings.
+
+    Raises
+    ------
+    UserError
+        When features are not finite or differ in length.
+    """
+    table = read_table(path, ["cohort", "participant_id", "recording_id", "crop", "features"])
+    about: dict[str, Any] = read_metadata(path)
+    if table.empty:
+        raise UserError(f"{path}: expected features, found no row; see the qc report and the log of embed")
+    lengths = table["features"].map(len)
+    if lengths.nunique() != 1:
+        raise UserError(f"{path}: expected features of one length, found {sorted(set(lengths))}; run embed again")
+    values = np.stack(table["features"].to_list()).astype(np.float32)
+    broken = ~np.isfinite(values).all(axis=1)
+    if broken.any():
+        names = sorted(set(table["recording_id"].to_numpy()[broken]))
+        raise UserError(
+            f"{path}: features of {len(names)} recordings are not finite ({examples(names)}); did pretraining diverge?"
+        )
+    participants, crops, present = _by_crop(table, values)
+    cohort = table["cohort"].iloc[0]
+    seen = frozenset(person for where, person in about.get("pretrain_recordings") or [] if where == cohort)
+    encoder = about.get("encoder") or Path(path).stem
+    name = about.get("features") or "cls_avg"
+    return CropFeatures(name, participants, crops, present, encoder, seen)
+
+
+def _by_crop(table: pd.DataFrame, values: Matrix) -> tuple[list[str], Matrix, npt.NDArray[np.bool_]]:
+    participants, person = np.unique(table["participant_id"].to_numpy(dtype=str), return_inverse=True)
+    numbers, crop = np.unique(table["crop"].to_numpy(), return_inverse=True)
+    shape = (len(participants), len(numbers))
+    total = np.zeros((*shape, values.shape[1]), dtype=np.float32)
+    count = np.zeros(shape, dtype=np.int64)
+    np.add.at(count, (person, crop), 1)
+    # In a fixed order, so that the sums do not depend on the order of the rows.
+    for row in np.lexsort((table["recording_id"].to_numpy(dtype=str), crop, person)):
+        total[person[row], crop[row]] += values[row]
+    total /= np.maximum(count, 1)[:, :, None].astype(np.float32)
+    return participants.tolist(), total, count > 0

@@ -1,0 +1,172 @@
+"""Linear heads that are solved, not trained by steps: logistic, ridge and majority, with one tuning budget.
+
+Features enter as principal scores of the training part. A penalised linear head depends on the features only
+through their inner products, so the fit on at most n scores equals the fit on all features, at a fraction of the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+
+from semantoks.baselines.features import Index, Matrix
+
+Floats = npt.NDArray[np.float64]
+SMALLEST_VARIANCE = 1e-6
+"""Principal directions with less than this share of the largest one's variance are rounding errors in float32."""
+
+
+class Head(Protocol):
+    """A fitted head: :meth:`scores` is [n, classes] (larger is more likely) or [n, 1] (the predicted number)."""
+
+    def scores(self, features: Floats) -> Floats:
+        """Scores of the rows of ``features``."""
+        ...
+
+
+def principal_scores(design: Matrix, training: Index) -> Floats:
+    """Coordinates of all rows in the space that the training rows span, scaled to mean squared norm 1 in training.
+
+    Parameters
+    ----------
+    design : [n, features] float32, centred on the training rows.
+    training : row numbers.
+
+    Returns
+    -------
+    [n, rank] float64; the columns are orthogonal on the training rows. The scale makes one grid of penalties fit
+    features of any number and size.
+    """
+    fitted = design[training]
+    wide = design.shape[1] > len(training)
+    inner = (design @ fitted.T).astype(np.float64) if wide else None
+    gram = inner[training] if inner is not None else fitted.T.astype(np.float64) @ fitted
+    variance, axes = linalg.eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
+    kept = variance > SMALLEST_VARIANCE * max(variance[-1], np.finfo(np.float64).tiny)
+    if not kept.any():
+        return np.zeros((len(design), 1))
+    variance, axes = variance[kept], axes[:, kept]
+    scores: Floats = inner @ (axes / np.sqrt(variance)) if inner is not None else design @ axes
+    scores /= np.sqrt(variance.sum() / len(training))
+    return scores
+
+
+@dataclass(frozen=True)
+class _Logistic:
+    model: LogisticRegression
+    n_classes: int
+
+    def scores(self, features: Floats) -> Floats:
+        scores = np.zeros((len(features), self.n_classes))
+        scores[:, self.model.classes_] = self.model.predict_proba(features)
+        return scores
+
+
+@dataclass(frozen=True)
+class _RidgeClasses:
+    model: RidgeClassifier
+    n_classes: int
+
+    def scores(self, features: Floats) -> Floats:
+        decision = self.model.decision_function(features)
+        return np.stack([-decision, decision], axis=1) if decision.ndim == 1 else decision
+
+
+@dataclass(frozen=True)
+class _RidgeNumber:
+    model: Ridge
+
+    def scores(self, features: Floats) -> Floats:
+        predicted: Floats = self.model.predict(features)
+        return predicted[:, None]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same scores for everybody: class shares, or the mean, of the training part."""
+
+    values: Floats
+
+    def scores(self, features: Floats) -> Floats:
+        """``values`` once per row."""
+        return np.tile(self.values, (len(features), 1))
+
+
+def fit(head: str, features: Floats, target: npt.NDArray, n_classes: int, penalty: float) -> Head:
+    """Fit one head.
+
+    Parameters
+    ----------
+    head : ``logistic`` (classes only), ``ridge`` or ``majority``.
+    features : [n, features].
+    target : [n] class ids, or numbers when ``n_classes`` is 0.
+    n_classes : number of classes; 0 for a regression.
+    penalty : weight of the squared norm of the coefficients, relative to the mean loss per participant. Classes weigh
+        the same whatever their size.
+    """
+    if head == "majority":
+        values = np.bincount(target, minlength=n_classes) / len(target) if n_classes else target.mean(keepdims=True)
+        return Constant(np.asarray(values, dtype=np.float64))
+    strength = penalty * len(target)
+    if head == "logistic":
+        model = LogisticRegression(C=1 / strength, class_weight="balanced", max_iter=2000, tol=1e-4)
+        return _Logistic(model.fit(features, target), n_classes)
+    assert head == "ridge", head
+    if n_classes:
+        classifier = RidgeClassifier(alpha=strength, class_weight="balanced", solver="cholesky")
+        return _RidgeClasses(classifier.fit(features, target), n_classes)
+    return _RidgeNumber(Ridge(alpha=strength, solver="cholesky").fit(features, target))
+
+
+def loss(head: str, scores: Floats, target: npt.NDArray, n_classes: int) -> float:
+    """The loss a head minimises, on other rows; classes weigh the same whatever their size.
+
+    Logistic: −log of the true class's probability. Ridge: squared error from 1 (true class) and −1 (others), or from
+    the number.
+    """
+    if not n_classes:
+        return float(np.mean((scores[:, 0] - target) ** 2))
+    true = target[:, None] == np.arange(n_classes)
+    if head == "logistic":
+        each = -np.log(np.maximum(scores[true], np.finfo(np.float64).tiny))
+    else:
+        each = np.mean((scores - np.where(true, 1.0, -1.0)) ** 2, axis=1)
+    return float(np.mean([each[target == k].mean() for k in np.unique(target)]))
+
+
+def tune(
+    head: str,
+    scores: Floats,
+    target: npt.NDArray,
+    n_classes: int,
+    parts: tuple[Index, Index],
+    penalties: Sequence[float],
+) -> tuple[float, Head]:
+    """Choose the penalty with the smallest loss on the validation part; ties keep the stronger penalty.
+
+    Parameters
+    ----------
+    scores : [n, rank] principal scores of all participants.
+    target : [n] class ids or numbers.
+    parts : row numbers of the training and of the validation part.
+    penalties : the tuning budget, the same for every row of a table.
+
+    Returns
+    -------
+    The chosen penalty and the head fitted with it on the training part.
+    """
+    training, validation = parts
+    best: tuple[float, float, Head] | None = None
+    for penalty in sorted(penalties, reverse=True):
+        fitted = fit(head, scores[training], target[training], n_classes, penalty)
+        error = loss(head, fitted.scores(scores[validation]), target[validation], n_classes)
+        if best is None or error < best[0]:
+            best = (error, penalty, fitted)
+    assert best is not None
+    return best[1], best[2]

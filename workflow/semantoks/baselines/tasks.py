@@ -1,0 +1,117 @@
+"""One split of one phenotype, resolved to row numbers: what every head of a table is fitted, chosen and tested on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from semantoks.baselines.features import Index
+from semantoks.errors import UserError
+from semantoks.files import read_metadata, read_table
+from semantoks.phenotypes import Cohort, Phenotype, class_names, examples, phenotype_values, targets
+
+
+@dataclass(frozen=True)
+class Task:
+    """A split of a phenotype.
+
+    ``training``, ``validation`` and ``test`` are row numbers of the participants; ``target`` [participants] holds
+    class ids (int64), or numbers (float64) when ``n_classes`` is 0, and is meaningful in these rows only.
+    """
+
+    phenotype: Phenotype
+    protocol: str
+    repetition: int
+    fold: str
+    checksum: str
+    training: Index
+    validation: Index
+    test: Index
+    target: npt.NDArray
+    n_classes: int
+    bin_edges: list[float] | None
+
+    @property
+    def seed(self) -> int:
+        """Seed of what is random in a head, from the split's name alone."""
+        name = f"{self.phenotype.name}|{self.protocol}|{self.repetition}|{self.fold}"
+        return zlib.crc32(name.encode())
+
+    @property
+    def where(self) -> str:
+        """The split's name, for messages."""
+        return f"phenotypes.{self.phenotype.name}: {self.protocol}, repetition {self.repetition}, fold {self.fold}"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Scores of the test participants [test, classes] (larger is more likely) or [test, 1] (the number)."""
+
+    scores: npt.NDArray[np.float64]
+    setting: str
+    n_train: int
+
+
+def read_tasks(splits: Path | str, cohort: Cohort, table: pd.DataFrame, participants: Sequence[str]) -> list[Task]:
+    """Read the splits of a cohort for features of the given participants (the order of their rows).
+
+    Raises
+    ------
+    UserError
+        When the file's phenotypes are not configured or a participant of a split has no features.
+    """
+    rows = read_table(splits, ["participant_id", "phenotype", "protocol", "repetition", "fold", "part"])
+    checksums: dict[str, Any] = read_metadata(splits)["checksums"]
+    without = sorted(set(rows["participant_id"]) - set(participants))
+    if without:
+        raise UserError(
+            f"{splits}: {len(without)} participants of the splits have no features in this row ({examples(without)}); "
+            "every row must use the same participants: make splits and features from the same shards"
+        )
+    unknown = sorted(set(rows["phenotype"]) - set(cohort.phenotypes))
+    if unknown:
+        raise UserError(
+            f"{splits}: has the phenotypes {examples(unknown)}, which the cohort does not describe; make it again"
+        )
+    tasks = []
+    for name, part in rows.groupby("phenotype", sort=True):
+        tasks += list(_tasks_of(cohort.phenotypes[str(name)], part, table, participants, checksums[str(name)]))
+    return tasks
+
+
+def _tasks_of(
+    phenotype: Phenotype,
+    rows: pd.DataFrame,
+    table: pd.DataFrame,
+    participants: Sequence[str],
+    checksums: dict[str, str],
+) -> Iterator[Task]:
+    values = phenotype_values(phenotype, table)
+    number = pd.Series(np.arange(len(participants)), index=list(participants))
+    n_classes = len(class_names(phenotype, values)) if phenotype.type == "classification" else 0
+    for key, split in rows.groupby(["protocol", "repetition", "fold"], sort=True):
+        protocol, repetition, fold = map(str, key)
+        names = {part: sorted(group) for part, group in split.groupby("part")["participant_id"]}
+        target, edges = targets(phenotype, values, names["train"])
+        aligned = target.reindex(list(participants)).fillna(0).to_numpy(dtype=np.int64 if n_classes else np.float64)
+        index = {part: number[members].to_numpy(dtype=np.intp) for part, members in names.items()}
+        yield Task(
+            phenotype,
+            protocol,
+            int(repetition),
+            fold,
+            checksums[protocol],
+            index["train"],
+            index["validation"],
+            index["test"],
+            aligned,
+            n_classes,
+            edges,
+        )

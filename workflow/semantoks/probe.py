@@ -1,0 +1,224 @@
+"""Fit one row of the probe table on every split and save its predictions on the test participants.
+
+A row is a kind of features with one or more heads: ``majority``, ``confounds``, ``fc``, or an encoder's name with its
+embeddings. Every row fits on the same training parts, chooses on the same validation parts and has the same budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from semantoks.baselines.confounds import make_confounds
+from semantoks.baselines.connectivity import read_connectivity
+from semantoks.baselines.features import CropFeatures, Features, read_embeddings
+from semantoks.baselines.linear import fit, principal_scores, tune
+from semantoks.baselines.published_probe import predict_published
+from semantoks.baselines.tasks import Prediction, Task, read_tasks
+from semantoks.errors import UserError, run_command
+from semantoks.files import provenance, read_metadata, read_table, read_tables, write_table
+from semantoks.phenotypes import Cohort, class_names, families, phenotype_values, read_participants, site_groups, sites
+
+MAJORITY = "majority"
+CONFOUNDS = "confounds"
+CONNECTIVITY = "fc"
+PUBLISHED = "published"
+SOLVED = ("logistic", "ridge")
+
+
+def predict_majority(tasks: Sequence[Task], refit: bool) -> Iterator[tuple[Task, Prediction]]:
+    """Scores without features: class shares, or the mean, of the participants fitted on."""
+    for task in tasks:
+        fitted = _fitted(task, refit)
+        nothing = np.zeros((len(task.target), 1))
+        head = fit(MAJORITY, nothing[fitted], task.target[fitted], task.n_classes, 0.0)
+        yield task, Prediction(head.scores(nothing[task.test]), "none", len(fitted))
+
+
+def predict_solved(
+    features: Features, tasks: Sequence[Task], heads: Sequence[str], settings: Mapping[str, Any]
+) -> Iterator[tuple[str, Task, Prediction]]:
+    """Tune, refit and test the solved heads on every task.
+
+    Tasks with the same training part share their principal scores, so they are taken together.
+    """
+    scores: dict[bytes, np.ndarray] = {}
+    for task in sorted(tasks, key=lambda task: task.training.tobytes()):
+        training, both = task.training, _fitted(task, settings["refit"])
+        wanted = {index.tobytes() + _column(features, task): index for index in (training, both)}
+        scores = {key: scores[key] for key in wanted if key in scores}
+        for key, index in wanted.items():
+            if key not in scores:
+                scores[key] = principal_scores(features.design(task.phenotype, index), index)
+        first, second = (scores[index.tobytes() + _column(features, task)] for index in (training, both))
+        for head in heads:
+            if head == "logistic" and not task.n_classes:
+                continue
+            parts = (training, task.validation)
+            penalty, fitted = tune(head, first, task.target, task.n_classes, parts, settings["penalties"])
+            if settings["refit"]:
+                fitted = fit(head, second[both], task.target[both], task.n_classes, penalty)
+            yield head, task, Prediction(fitted.scores(second[task.test]), f"penalty {penalty:g}", len(both))
+
+
+def _fitted(task: Task, refit: bool) -> np.ndarray:
+    return np.sort(np.concatenate([task.training, task.validation])) if refit else task.training
+
+
+def _column(features: Features, task: Task) -> bytes:
+    """What else the features depend on: confounds leave out the phenotype's own column."""
+    return task.phenotype.column.encode() if features.name == CONFOUNDS else b""
+
+
+def predict_row(
+    features: Features | None, tasks: Sequence[Task], settings: Mapping[str, Any], device: str
+) -> Iterator[tuple[str, Task, Prediction]]:
+    """Predictions of every head that suits the features; ``None`` is the majority row."""
+    if features is None:
+        for task, prediction in predict_majority(tasks, settings["refit"]):
+            yield MAJORITY, task, prediction
+        return
+    if PUBLISHED in settings["heads"] and isinstance(features, CropFeatures):
+        for task, prediction in predict_published(features, tasks, settings, device):
+            yield PUBLISHED, task, prediction
+    yield from predict_solved(features, tasks, [head for head in SOLVED if head in settings["heads"]], settings)
+
+
+def rows_of(
+    row: str, head: str, features: Features | None, task: Task, prediction: Prediction, people: pd.DataFrame
+) -> pd.DataFrame:
+    """The rows of the probe table for one task: one per test participant.
+
+    Parameters
+    ----------
+    row : name of the features (an encoder without its seed).
+    people : columns ``site``, ``site_group``, ``family``; indexed by participant, in the order of the features.
+    """
+    encoder = features if isinstance(features, CropFeatures) else None
+    tested = people.iloc[task.test]
+    table = pd.DataFrame({"participant_id": tested.index.to_numpy(dtype=str)})
+    table["row"] = row if features is None else f"{row}-{head}"
+    table["head"] = head
+    table["encoder"] = encoder.encoder if encoder else None
+    table["pretrain_seed"] = pd.Series(encoder.seed if encoder else None, index=table.index, dtype="Int64")
+    table["features"] = MAJORITY if features is None else features.name
+    table["phenotype"] = task.phenotype.name
+    table["protocol"] = task.protocol
+    table["repetition"] = task.repetition
+    table["fold"] = task.fold
+    table["split_checksum"] = task.checksum
+    table["n_train"] = prediction.n_train
+    for name in ("site", "site_group", "family"):
+        table[name] = tested[name].to_numpy()
+    table["setting"] = prediction.setting
+    table["bin_edges"] = pd.Series([task.bin_edges] * len(table), index=table.index)
+    table["y_true"] = task.target[task.test].astype(np.float64)
+    table["y_score"] = list(prediction.scores)
+    table["transductive"] = table["participant_id"].isin(encoder.seen) if encoder else False
+    return table
+
+
+def read_mean_fd(qc: Sequence[str]) -> pd.Series | None:
+    """Mean framewise displacement [mm] of each participant, averaged over usable recordings; None without QC files."""
+    if not qc:
+        return None
+    table = read_tables(qc, ["participant_id", "mean_fd", "exclude_reason"])
+    table = table[table["exclude_reason"].isna()]
+    return table.groupby("participant_id")["mean_fd"].mean()
+
+
+def read_features(arguments: argparse.Namespace, cohort: Cohort, table: pd.DataFrame) -> Features | None:
+    """The features that ``--row`` names.
+
+    Raises
+    ------
+    UserError
+        When the file that they need is not given.
+    """
+    if arguments.row in (MAJORITY, CONFOUNDS):
+        if arguments.row == MAJORITY:
+            return None
+        tested = set(read_table(arguments.splits, ["participant_id"])["participant_id"])
+        return make_confounds(cohort, table, sorted(tested), read_mean_fd(arguments.qc))
+    if arguments.row == CONNECTIVITY:
+        if not arguments.shards:
+            raise UserError(f"--row {CONNECTIVITY} needs --shards, found none; give the cohort's shards")
+        return read_connectivity(arguments.shards, arguments.settings["probe"]["roi_valid_share"])
+    if not arguments.embeddings:
+        raise UserError(
+            f"--row {arguments.row}: expected {MAJORITY}, {CONFOUNDS}, {CONNECTIVITY}, or an encoder's name together "
+            "with --embeddings; give its embeddings or correct the name"
+        )
+    return read_embeddings(arguments.embeddings)
+
+
+def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """All predictions of one row, and what belongs into the file's metadata."""
+    cohort = Cohort.from_settings(arguments.settings)
+    settings = arguments.settings["probe"]
+    table = read_participants(cohort)
+    features = read_features(arguments, cohort, table)
+    splits = read_table(arguments.splits, ["cohort", "participant_id"])
+    participants = sorted(set(splits["participant_id"])) if features is None else features.participants
+    people = pd.DataFrame(
+        {"site": sites(cohort, table), "site_group": site_groups(cohort, table), "family": families(cohort, table)}
+    ).reindex(participants)
+    tasks = read_tasks(arguments.splits, cohort, table, participants)
+    row = arguments.row.split("_seed-")[0]
+    predictions = tqdm(predict_row(features, tasks, settings, device), desc=arguments.row, unit="fit", disable=None)
+    rows = pd.concat([rows_of(row, head, features, task, made, people) for head, task, made in predictions])
+    rows.insert(0, "cohort", splits["cohort"].iloc[0])
+    rows.insert(2, "session_id", pd.Series(None, index=rows.index, dtype="string"))
+    rows.insert(3, "recording_id", pd.Series(None, index=rows.index, dtype="string"))
+    order = ["phenotype", "protocol", "repetition", "fold", "row", "participant_id"]
+    return rows.sort_values(order, ignore_index=True), describe(cohort, table)
+
+
+def describe(cohort: Cohort, table: pd.DataFrame) -> dict[str, Any]:
+    """What tables say about each phenotype: its type, classes, bins and published task."""
+    described = {}
+    for name, phenotype in cohort.phenotypes.items():
+        values = phenotype_values(phenotype, table)
+        described[name] = {
+            "type": phenotype.type,
+            "classes": class_names(phenotype, values) if phenotype.type == "classification" else None,
+            "bins": phenotype.bins,
+            "published": phenotype.published,
+        }
+    return {"phenotypes": described}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: one row of the probe table."""
+    parser = argparse.ArgumentParser(prog="python -m semantoks.probe", description=__doc__)
+    parser.add_argument("--settings", required=True, type=json.loads, help="cohort's participants and section probe")
+    parser.add_argument("--row", required=True, help=f"{MAJORITY}, {CONFOUNDS}, {CONNECTIVITY} or an encoder's name")
+    parser.add_argument("--splits", required=True, help="splits.parquet of the cohort")
+    parser.add_argument("--embeddings", help="embeddings of the encoder")
+    parser.add_argument("--shards", nargs="+", default=[], help="the cohort's shards, for fc")
+    parser.add_argument("--qc", nargs="+", default=[], help="the cohort's qc tables, for the confound mean_fd")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the published head is trained")
+    parser.add_argument("--output", required=True, help="predictions (Parquet)")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU was found; use --device cpu")
+    began = time.perf_counter()
+    rows, about = probe_row(arguments, arguments.device)
+    files = [arguments.splits, arguments.embeddings, *arguments.shards, *arguments.qc]
+    inputs = [arguments.settings["participants"]["path"], *filter(None, files)]
+    about["splits"] = read_metadata(arguments.splits)["settings"]["probe"]
+    write_table(arguments.output, rows, provenance("probe", arguments.settings, inputs, **about))
+    print(f"{arguments.row}: {len(rows)} predictions in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_command(main)
