@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ class Comparison:
         scale = np.abs(expected).max()
         difference = np.abs(found - expected).max()
         error = float(difference / scale) if scale > 0 else float(difference)
-        if quantity not in self.errors or not error <= self.errors[quantity]:
+        if quantity not in self.errors or error > self.errors[quantity] or math.isnan(error):
             self.errors[quantity], self.worst[quantity] = error, detail
         self.tolerances[quantity] = tolerance
 

@@ -37,10 +37,18 @@ PUBLISHED_RUNS = (
 _UNUSED = "unused."
 
 
-def import_checkpoint(checkpoint: Path, networks: NetworkTable, roi_names: Sequence[str], output: Path) -> None:
+def import_checkpoint(
+    checkpoint: Path,
+    networks: NetworkTable,
+    roi_names: Sequence[str],
+    output: Path,
+    head_width: int = 64,
+    patch: int = 20,
+) -> None:
     """Turn a checkpoint in the authors' key layout into a folder with ``weights.safetensors`` and ``config.json``.
 
     Tensors that no output depends on are kept under ``unused.``, so that exporting gives the same checkpoint again.
+    ``head_width`` and ``patch`` are the sizes that the tensors do not show; the defaults are the published ones.
 
     Raises
     ------
@@ -49,7 +57,7 @@ def import_checkpoint(checkpoint: Path, networks: NetworkTable, roi_names: Seque
     """
     check_published_order(networks)
     state = read_checkpoint(checkpoint)
-    settings = settings_from_checkpoint(state)
+    settings = settings_from_checkpoint(state, head_width, patch)
     positions = state.get("teacher_encoder.inter_network_transformer.temporal_pos_embedding")
     if positions is None:
         raise UserError(f"{checkpoint}: expected the authors' key layout, found no temporal_pos_embedding")
@@ -208,6 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     importing.add_argument("--checkpoint", type=Path, required=True, help=".pth or .safetensors, authors' key layout")
     importing.add_argument("--networks", type=Path, required=True, help="table with the columns name and network")
     importing.add_argument("--output", type=Path, required=True, help="folder")
+    importing.add_argument("--head-width", type=int, default=64, help="size of an attention head (published: 64)")
+    importing.add_argument("--patch", type=int, default=20, help="samples per patch (published: 20)")
     exporting = commands.add_parser("export", help="folder → folder with model card, or the authors' key layout")
     exporting.add_argument("--weights", type=Path, required=True, help="folder of an encoder")
     exporting.add_argument("--output", type=Path, required=True, help="folder; or .pth, .safetensors: authors' layout")
@@ -218,7 +228,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if missing:
             raise UserError(f"{arguments.networks}: expected the columns name and network, missing {sorted(missing)}")
         networks = NetworkTable.from_labels(table["network"].tolist())
-        import_checkpoint(arguments.checkpoint, networks, table["name"].tolist(), arguments.output)
+        import_checkpoint(
+            arguments.checkpoint,
+            networks,
+            table["name"].tolist(),
+            arguments.output,
+            arguments.head_width,
+            arguments.patch,
+        )
     elif arguments.output.suffix in (".pth", ".safetensors"):
         export_authors(arguments.weights, arguments.output)
     else:
