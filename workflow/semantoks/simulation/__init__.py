@@ -1,0 +1,1 @@
+"""Parts of the simulated cohort: atlas, participants, brain dynamics, artefacts, confounds, files."""
