@@ -1,7 +1,7 @@
 """Mean time series of parcels out of a 4D NIfTI image, in one pass over the file.
 
-Only voxels of parcels inside the brain mask are kept while the file is read, so memory depends on the atlas and
-the length of the recording, not on the size of the image.
+Sums are updated volume by volume while the file is read, so memory does not depend on the length of the recording.
+A second pass is needed only where voxels turn out not to be finite.
 """
 
 from __future__ import annotations
@@ -134,57 +134,91 @@ def parcel_means(
     UserError
         Damaged file, or a volume in which most voxels are not finite.
     """
-    flat = labels.ravel(order="F")
-    position = np.full(max(int(flat.max()), int(index.max())) + 1, -1, dtype=np.int64)
-    position[index] = np.arange(len(index))
-    of_voxel = position[flat]
-    of_voxel[flat == 0] = -1
+    of_voxel = _parcel_of_voxel(labels, index)
     voxels = np.bincount(of_voxel[of_voxel >= 0], minlength=len(index))
     where = np.flatnonzero((of_voxel >= 0) & mask.ravel(order="F"))
     where = where[np.argsort(of_voxel[where], kind="stable")]
-    data = _gather(bold, where, first)
-    with_data = _varying(data, bold.path, first)
-    if not with_data.all():
-        data, where = data[:, with_data], where[with_data]
-    counts = np.bincount(of_voxel[where], minlength=len(index))
-    means = np.full((len(index), len(data)), np.nan)
-    tsnr = np.full(len(index), np.nan)
-    present = counts > 0
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])[present]
-    if present.any():
-        means[present] = (np.add.reduceat(data, starts, axis=1, dtype=np.float64) / counts[present]).T
-        tsnr[present] = np.add.reduceat(_tsnr(data), starts) / counts[present]
-    return ParcelMeans(means, voxels, counts, tsnr)
+    sums = _accumulate(bold, where, of_voxel[where], len(index), first)
+    finite = np.isfinite(sums.squares)
+    if not finite.all():
+        _refuse_broken_volumes(sums, bold.path, first)
+        where = where[finite]
+        sums = _accumulate(bold, where, of_voxel[where], len(index), first)
+    varying = sums.squares > 0
+    counts = np.bincount(of_voxel[where[varying]], minlength=len(index))
+
+    def average(values: NDArray[np.floating]) -> NDArray[np.float64]:
+        total = np.bincount(of_voxel[where[varying]], values[varying], minlength=len(index))
+        mean: NDArray[np.float64] = np.divide(total, counts, out=np.full(len(index), np.nan), where=counts > 0)
+        return mean
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        changes = sums.parcels / counts
+    means = average(sums.base)[:, None] + changes.T
+    return ParcelMeans(means, voxels, counts, average(sums.tsnr()))
 
 
-def _gather(bold: Bold, where: NDArray[np.integer], first: int) -> NDArray[np.float32]:
-    """Values of the given voxels after slope and intercept, float32 [time, voxel]."""
-    data = np.empty((bold.n_volumes - first, len(where)), dtype=np.float32)
-    for number, volume in enumerate(volumes(bold)):
-        if number >= first:
-            data[number - first] = volume[where]
-    if bold.slope != 1 or bold.intercept != 0:
-        data *= np.float32(bold.slope)
-        data += np.float32(bold.intercept)
-    return data
+def _parcel_of_voxel(labels: Labels, index: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Position of each voxel's parcel in ``index``, −1 for none; flat, first axis fastest."""
+    flat = labels.ravel(order="F")
+    position = np.full(max(int(flat.max()), int(index.max())) + 1, -1, dtype=np.int64)
+    position[index] = np.arange(len(index))
+    position[0] = -1
+    return position[flat]
 
 
-def _varying(data: NDArray[np.float32], path: Path, first: int) -> NDArray[np.bool_]:
-    """Which voxels are finite and not constant, bool [voxel]."""
-    lowest, highest = data.min(axis=0), data.max(axis=0)
-    finite = np.isfinite(lowest) & np.isfinite(highest)
-    if finite.mean() < 0.5:
-        share = (~np.isfinite(data)).mean(axis=1)
-        broken = np.flatnonzero(share > 0.5) + first + 1
-        if broken.size:
-            raise UserError(f"{path}: expected finite values, found NaN or infinity in volume {broken[0]}")
-    varying: NDArray[np.bool_] = finite & (highest > lowest)
-    return varying
+@dataclass(frozen=True)
+class _Sums:
+    """What one pass over an image leaves: sums of differences to the first volume.
+
+    The differences are small, so that float32 holds them well, and exactly 0 for a constant voxel, which therefore
+    adds nothing to its parcel.
+    """
+
+    base: NDArray[np.float32]
+    """The first volume [voxel]."""
+    total: NDArray[np.float32]
+    """Sum over time [voxel]."""
+    squares: NDArray[np.float32]
+    """Sum of squares over time [voxel]; not finite where any value is not, 0 for a constant."""
+    parcels: NDArray[np.float64]
+    """Sum over voxels [time, ROI]."""
+
+    def tsnr(self) -> NDArray[np.float64]:
+        """Mean over standard deviation (ddof 0) of each voxel."""
+        shift = self.total.astype(np.float64) / len(self.parcels)
+        variance = self.squares / len(self.parcels) - shift**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio: NDArray[np.float64] = (self.base + shift) / np.sqrt(np.maximum(variance, np.finfo(np.float32).tiny))
+        return ratio
 
 
-def _tsnr(data: NDArray[np.float32]) -> NDArray[np.float64]:
-    mean = data.mean(axis=0, dtype=np.float64)
-    deviation = data - mean.astype(np.float32)
-    variance = np.einsum("tv,tv->v", deviation, deviation) / len(data)
-    ratio: NDArray[np.float64] = mean / np.sqrt(variance)
-    return ratio
+def _accumulate(
+    bold: Bold, where: NDArray[np.integer], parcel: NDArray[np.integer], n_parcels: int, first: int
+) -> _Sums:
+    """Read the file once. ``where``: voxels sorted by parcel; ``parcel``: the parcel of each."""
+    base, total, squares = np.zeros((3, len(where)), dtype=np.float32)
+    parcels = np.zeros((bold.n_volumes - first, n_parcels))
+    present, starts = np.unique(parcel, return_index=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for number, volume in enumerate(volumes(bold), -first):
+            if number < 0 or not len(where):
+                continue
+            values = volume.take(where, mode="clip").astype(np.float32)
+            if bold.slope != 1 or bold.intercept != 0:
+                values *= np.float32(bold.slope)
+                values += np.float32(bold.intercept)
+            if number == 0:
+                base = values.copy()
+            values -= base
+            total += values
+            parcels[number, present] = np.add.reduceat(values.astype(np.float64), starts)
+            values *= values
+            squares += values
+    return _Sums(base, total, squares, parcels)
+
+
+def _refuse_broken_volumes(sums: _Sums, path: Path, first: int) -> None:
+    broken = np.flatnonzero((~np.isfinite(sums.parcels)).mean(axis=1) > 0.5)
+    if broken.size:
+        raise UserError(f"{path}: expected finite values, found NaN or infinity in volume {broken[0] + first + 1}")
