@@ -151,7 +151,7 @@ class ParcelSummary:
     n_rois: int
 
     def __post_init__(self) -> None:
-        self.recordings = 0
+        self.recordings = self.recordings_in_fc = 0
         self.valid = np.zeros(self.n_rois)
         self.sums = {"coverage": np.zeros(self.n_rois), "tsnr": np.zeros(self.n_rois)}
         self.counts = {"coverage": np.zeros(self.n_rois), "tsnr": np.zeros(self.n_rois)}
@@ -171,6 +171,7 @@ class ParcelSummary:
                 self.sums[name][finite] += values[finite]
                 self.counts[name] += finite
         if with_fc:
+            self.recordings_in_fc += 1
             rows = np.flatnonzero(valid)
             self.fisher[np.ix_(rows, rows)] += np.arctanh(np.clip(np.corrcoef(bold[rows]), -0.999999, 0.999999))
             self.pairs[np.ix_(rows, rows)] += 1

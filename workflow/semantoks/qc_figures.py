@@ -35,6 +35,7 @@ class Parcels(Protocol):
     """What the figures need to know of the parcels of a cohort."""
 
     recordings: int
+    recordings_in_fc: int
     valid: NDArray[np.float64]
 
     def mean(self, name: str) -> NDArray[np.float64]:
@@ -57,7 +58,7 @@ def draw_all(
         "flow": flow(summary),
         "recordings": recordings(decisions),
         "parcels": parcel_quality(parcels, networks),
-        "fc": functional_connectivity(parcels.fc(), networks, parcels.recordings),
+        "fc": functional_connectivity(parcels.fc(), networks, parcels.recordings_in_fc),
     }
     for name, figure in figures.items():
         if simulated:
@@ -122,7 +123,8 @@ def _points_per_site(axes: Axes, table: pd.DataFrame, names: list[str], column: 
             axes.plot([rows[column].median()] * 2, [position - 0.35, position + 0.35], color="black", linewidth=1.5)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlim(left=0)
+    largest = table[column].max()
+    axes.set_xlim(0, 1.05 * largest if largest > 0 else 1)
     axes.spines[["top", "right"]].set_visible(False)
 
 
