@@ -80,14 +80,6 @@ def encoder_shards(wildcards):
     return [shard for cohort in cohorts for shard in of_batches("{cohort}/shards/{batch}.parquet", cohort)]
 
 
-def embeddings(cohort):
-    return expand(
-        str(RESULTS / "{cohort}/embeddings/{encoder}.parquet"),
-        cohort=cohort,
-        encoder=settings.encoders,
-    )
-
-
 def fmriprep_statuses(wildcards):
     cohort = settings.cohort(wildcards.cohort)
     if cohort.source["type"] != "bids":
@@ -136,9 +128,10 @@ def row_embeddings(wildcards):
     return [RESULTS / wildcards.cohort / "embeddings" / f"{wildcards.row}.parquet"]
 
 
-def probe_rows(cohort):
+def cohort_probes(wildcards):
     """Rows of a cohort's table: what needs no encoder, then every encoder."""
-    return ["majority", "confounds", "fc", *settings.encoders]
+    rows = ["majority", "confounds", "fc", *settings.encoders]
+    return expand(RESULTS / wildcards.cohort / "probes" / "{row}.parquet", row=rows)
 
 
 def final_outputs():

@@ -1,0 +1,27 @@
+rule tables:
+    input:
+        probes=cohort_probes,
+        published=REPOSITORY / "resources" / "published.tsv",
+    output:
+        sites=RESULTS / "tables" / "{cohort}_sites.tsv",
+        table=RESULTS / "tables" / "{cohort}.tsv",
+        markdown=RESULTS / "tables" / "{cohort}.md",
+        html=RESULTS / "tables" / "{cohort}.html",
+        latex=RESULTS / "tables" / "{cohort}.tex",
+        about=RESULTS / "tables" / "{cohort}.json",
+    params:
+        settings=settings.json("tables", simulated=settings.values["simulated"]),
+        code=code_version("tables"),
+        folder=RESULTS / "tables",
+    log:
+        RESULTS / "logs" / "tables" / "{cohort}.log",
+    benchmark:
+        RESULTS / "benchmarks" / "tables" / "{cohort}.tsv"
+    conda:
+        "../../envs/tables.yaml"
+    resources:
+        mem_mb=grows_with_attempt(4000),
+        runtime=grows_with_attempt(60),
+    shell:
+        "python -m semantoks.tables --settings {params.settings:q} --probes {input.probes:q}"
+        " --published {input.published:q} --output-folder {params.folder:q} > {log:q} 2>&1"
