@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows, about = probe_row(arguments, arguments.device)
     files = [arguments.splits, arguments.embeddings, *arguments.shards, *arguments.qc]
     inputs = [arguments.settings["participants"]["path"], *filter(None, files)]
-    about["splits"] = read_metadata(arguments.splits)["settings"]["probe"]
+    about |= {"cohort": rows["cohort"].iloc[0], "splits": read_metadata(arguments.splits)["settings"]["probe"]}
     write_table(arguments.output, rows, provenance("probe", arguments.settings, inputs, **about))
     print(f"{arguments.row}: {len(rows)} predictions in {time.perf_counter() - began:.1f} s", file=sys.stderr)
 

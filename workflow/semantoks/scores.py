@@ -1,0 +1,326 @@
+"""From predictions to the numbers of a table: metrics, intervals and paired tests of every row, task and protocol."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from semantoks.errors import UserError
+from semantoks.metrics import METRICS, within_site
+from semantoks.statistics import (
+    SiteResamples,
+    bootstrap_p,
+    holm,
+    interval,
+    nadeau_bengio,
+    resample_sites,
+    resample_units,
+)
+
+Floats = npt.NDArray[np.float64]
+LEAVE_SITE_OUT = "leave-site-out"
+SITE_METRIC = {"classification": "site_auroc", "regression": "site_r"}
+"""Under leave-site-out the weighted mean of what each site gets by itself."""
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Who was tested in one repetition (row numbers of the task's participants) and their targets."""
+
+    tested: npt.NDArray[np.intp]
+    y_true: Floats
+    n_train: float
+    n_test: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The predictions of one row of the table.
+
+    ``scores[seed][repetition]`` [tested, classes or 1].
+    """
+
+    name: str
+    head: str
+    scores: list[list[Floats]]
+    transductive: float
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """All rows of one phenotype under one protocol, on the same participants."""
+
+    cohort: str
+    phenotype: str
+    protocol: str
+    kind: str
+    people: pd.DataFrame
+    repetitions: list[Repetition]
+    rows: list[Row]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the bootstrap, from the task's name alone."""
+        return zlib.crc32(f"{self.cohort}|{self.phenotype}|{self.protocol}".encode())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric of a row: value in each repetition, bootstrap draws of their mean, value of each pretraining seed."""
+
+    values: Floats
+    draws: Floats
+    seeds: Floats
+
+
+def collect(predictions: pd.DataFrame, kinds: Mapping[str, str]) -> list[TaskScores]:
+    """Group predictions (columns of the probe files) by cohort, phenotype and protocol.
+
+    Parameters
+    ----------
+    predictions : rows of all probe files of a cohort.
+    kinds : type of each phenotype.
+
+    Raises
+    ------
+    UserError
+        When rows were not tested on the same participants with the same splits.
+    """
+    tasks = []
+    for key, group in predictions.groupby(["cohort", "phenotype", "protocol"], sort=True):
+        cohort, phenotype, protocol = map(str, key)
+        checksums = group.groupby("split_checksum")["row"].unique().map(list).to_dict()
+        if len(checksums) > 1:
+            raise UserError(
+                f"{cohort}, {phenotype}, {protocol}: rows were made with different splits "
+                f"({'; '.join(', '.join(rows) for rows in checksums.values())}); run their probes again"
+            )
+        tasks.append(_task(cohort, phenotype, protocol, kinds[phenotype], group))
+    return tasks
+
+
+def _task(cohort: str, phenotype: str, protocol: str, kind: str, group: pd.DataFrame) -> TaskScores:
+    people = group.drop_duplicates("participant_id").set_index("participant_id").sort_index()
+    people = people[["family", "site_group"]]
+    number = pd.Series(np.arange(len(people)), index=people.index)
+    repetitions: list[Repetition] = []
+    rows: list[Row] = []
+    for key, part in group.groupby(["row", "head"], sort=True):
+        name, head = map(str, key)
+        scores = []
+        for _, seed in part.groupby("pretrain_seed", dropna=False, sort=True):
+            tested = [each.sort_values("participant_id") for _, each in seed.groupby("repetition", sort=True)]
+            found = [_repetition(each, number) for each in tested]
+            if not repetitions:
+                repetitions = found
+            elif not _same(repetitions, found):
+                raise UserError(
+                    f"{cohort}, {phenotype}, {protocol}: the row {name} was tested on other participants or targets "
+                    f"than {rows[0].name if rows else name}; run the probes of all rows again"
+                )
+            scores.append([np.stack(each["y_score"].to_list()).astype(np.float64) for each in tested])
+        rows.append(Row(name, head, scores, float(part["transductive"].mean())))
+    return TaskScores(
+        cohort, phenotype, protocol, kind, people, repetitions, sorted(rows, key=lambda row: row_place(row.name))
+    )
+
+
+def row_place(name: str) -> tuple[int, str]:
+    """Where a row stands in a table: references first, what was trained last."""
+    kinds = ("majority", "confounds-", "fc-")
+    place = next((number for number, kind in enumerate(kinds) if name.startswith(kind)), len(kinds))
+    return place + ("-random-" not in name and place == len(kinds)), name
+
+
+def _repetition(tested: pd.DataFrame, number: pd.Series) -> Repetition:
+    folds = tested["fold"].nunique()
+    return Repetition(
+        number[tested["participant_id"]].to_numpy(),
+        tested["y_true"].to_numpy(dtype=np.float64),
+        float(tested.groupby("fold")["n_train"].first().mean()),
+        len(tested) / folds,
+    )
+
+
+def _same(one: Sequence[Repetition], other: Sequence[Repetition]) -> bool:
+    return len(one) == len(other) and all(
+        np.array_equal(a.tested, b.tested) and np.array_equal(a.y_true, b.y_true)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+class RandomSplits:
+    """Summaries of a task under repeated random splits.
+
+    The bootstrap draws participants (or families) with all their rows over the repetitions, stratified by class; it is
+    conditional on the trained models.
+    """
+
+    def __init__(self, task: TaskScores, draws: int) -> None:
+        self.task = task
+        generator = np.random.default_rng(task.seed)
+        stratum = np.zeros(len(task.people))
+        if task.kind == "classification":
+            for repetition in reversed(task.repetitions):
+                stratum[repetition.tested] = repetition.y_true
+        family = task.people["family"].to_numpy(dtype=str)
+        self.weights = resample_units(family, stratum, draws, generator)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics."""
+        return list(METRICS[self.task.kind])
+
+    def summary(self, metric: str, row: Row) -> Summary:
+        """A metric of a row, averaged over pretraining seeds within each repetition."""
+        compute = METRICS[self.task.kind][metric]
+        values, draws = [], []
+        for scores in row.scores:
+            pairs = list(zip(self.task.repetitions, scores, strict=True))
+            values.append([compute(r.y_true, s, np.ones((1, len(s))))[0] for r, s in pairs])
+            draws.append(np.nanmean([compute(r.y_true, s, self.weights[:, r.tested]) for r, s in pairs], axis=0))
+        table = np.array(values)
+        return Summary(table.mean(axis=0), np.mean(draws, axis=0), table.mean(axis=1))
+
+    def p(self, row: Summary, reference: Summary) -> float:
+        """Two-sided p of the difference to the reference (corrected t-test)."""
+        first = self.task.repetitions
+        train, test = (float(np.mean([getattr(r, name) for r in first])) for name in ("n_train", "n_test"))
+        return nadeau_bengio(row.values - reference.values, train, test).p
+
+
+class HeldOutSites:
+    """Summaries of a task under leave-site-out: sites are resampled, then participants (or families) within them."""
+
+    def __init__(self, task: TaskScores, draws: int) -> None:
+        self.task = task
+        generator = np.random.default_rng(task.seed)
+        self.repetition = task.repetitions[0]
+        people = task.people.iloc[self.repetition.tested]
+        self.site = people["site_group"].to_numpy(dtype=str)
+        family = people["family"].to_numpy(dtype=str)
+        self.resamples: SiteResamples = resample_sites(self.site, family, draws, generator)
+        self.weights = self.resamples.weights()
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics: within sites, then pooled over sites."""
+        return [SITE_METRIC[self.task.kind], *METRICS[self.task.kind]]
+
+    def summary(self, metric: str, row: Row) -> Summary:
+        """A metric of a row, averaged over pretraining seeds."""
+        values, draws = [], []
+        for (scores,) in row.scores:
+            if metric == SITE_METRIC[self.task.kind]:
+                sites = [self._site(rows, scores, np.ones((1, len(rows)))) for rows in self.resamples.rows]
+                weight = np.array([w[0] for _, w in sites])
+                known = weight > 0
+                value = np.array([v[0] for v, _ in sites])
+                values.append(np.average(value[known], weights=weight[known]) if known.any() else np.nan)
+                pools = zip(self.resamples.rows, self.resamples.pool, strict=True)
+                drawn = [self._site(rows, scores, pool) for rows, pool in pools]
+                draws.append(self.resamples.mean([v for v, _ in drawn], [w for _, w in drawn]))
+            else:
+                compute = METRICS[self.task.kind][metric]
+                values.append(compute(self.repetition.y_true, scores, np.ones((1, len(scores))))[0])
+                draws.append(compute(self.repetition.y_true, scores, self.weights))
+        return Summary(np.array([np.mean(values)]), np.mean(draws, axis=0), np.array(values))
+
+    def _site(self, rows: npt.NDArray[np.intp], scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+        return within_site(self.task.kind, self.repetition.y_true[rows], scores[rows], weights)
+
+    def p(self, row: Summary, reference: Summary) -> float:
+        """Two-sided p of the difference to the reference (bootstrap over sites and participants)."""
+        return bootstrap_p(row.draws - reference.draws)
+
+    def by_site(self, row: Row) -> Iterator[dict[str, Any]]:
+        """Each site's own value, averaged over pretraining seeds; NaN where it is not defined (one class)."""
+        for rows in self.resamples.rows:
+            values = [self._site(rows, scores, np.ones((1, len(rows))))[0][0] for (scores,) in row.scores]
+            yield {"site_group": self.site[rows[0]], "value": float(np.mean(values)), "n": len(rows)}
+
+
+def summarise(task: TaskScores, draws: int) -> RandomSplits | HeldOutSites:
+    """The protocol's way of summarising a task."""
+    return HeldOutSites(task, draws) if task.protocol == LEAVE_SITE_OUT else RandomSplits(task, draws)
+
+
+def score_task(task: TaskScores, settings: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Records of one task: one per row and metric, and (leave-site-out) one per row and site.
+
+    Parameters
+    ----------
+    task : predictions of all rows.
+    settings : the section ``tables``.
+    """
+    protocol = summarise(task, settings["draws"])
+    primary = settings["primary"][task.protocol][task.kind]
+    reference = settings["reference"][task.kind]
+    names = [row.name for row in task.rows]
+    if reference not in names:
+        raise UserError(
+            f"tables.reference.{task.kind}: expected one of the rows {', '.join(names)}, found {reference!r}; "
+            "name one that is probed"
+        )
+    records = []
+    for metric in protocol.metrics:
+        summaries = {row.name: protocol.summary(metric, row) for row in task.rows}
+        for row in task.rows:
+            made = summaries[row.name]
+            low, high = interval(made.draws, settings["confidence"])
+            record = {
+                "cohort": task.cohort,
+                "protocol": task.protocol,
+                "phenotype": task.phenotype,
+                "metric": metric,
+                "primary": metric == primary,
+                "row": row.name,
+                "head": row.head,
+                "mean": made.values.mean(),
+                "sd": made.values.std(ddof=1) if len(made.values) > 1 else np.nan,
+                "ci_low": low,
+                "ci_high": high,
+                "seeds": len(made.seeds),
+                "sd_seeds": made.seeds.std(ddof=1) if len(made.seeds) > 1 else np.nan,
+                "n": len(np.unique(np.concatenate([r.tested for r in task.repetitions]))),
+                "n_train": np.mean([r.n_train for r in task.repetitions]),
+                "n_test": np.mean([r.n_test for r in task.repetitions]),
+                "transductive": row.transductive,
+            }
+            for column, against in (("", reference), ("_majority", "majority")):
+                other = summaries.get(against) if against != row.name else None
+                record[f"difference{column}"] = made.values.mean() - other.values.mean() if other else np.nan
+                record[f"p{column}"] = protocol.p(made, other) if other else np.nan
+            records.append(record)
+    sites = []
+    if isinstance(protocol, HeldOutSites):
+        named = {"cohort": task.cohort, "phenotype": task.phenotype, "metric": SITE_METRIC[task.kind]}
+        sites = [{**named, "row": row.name, **site} for row in task.rows for site in protocol.by_site(row)]
+    return records, sites
+
+
+def score_tables(
+    predictions: pd.DataFrame, kinds: Mapping[str, str], settings: Mapping[str, Any]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All numbers of a cohort's tables, and the held-out sites' own values.
+
+    p values of the primary metric are adjusted by Holm over all rows × tasks of one protocol; other metrics have
+    unadjusted p values only.
+    """
+    records, sites = [], []
+    for task in collect(predictions, kinds):
+        scored, by_site = score_task(task, settings)
+        records += scored
+        sites += by_site
+    table = pd.DataFrame(records)
+    for column in ("p", "p_majority"):
+        table[f"{column}_adjusted"] = np.nan
+        for _, family in table[table["primary"]].groupby(["cohort", "protocol"]):
+            table.loc[family.index, f"{column}_adjusted"] = holm(family[column].to_numpy(dtype=np.float64))
+    return table, pd.DataFrame(sites)

@@ -1,0 +1,168 @@
+"""Intervals and paired tests of a probe table (EVALUATION §2).
+
+Repeated random splits overlap, so their differences are not independent: the corrected t of Nadeau & Bengio (2003).
+Held-out sites are few and unequal: sites are resampled, then participants within them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from semantoks.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A corrected t-test: mean difference, its standard error, t, degrees of freedom and two-sided p."""
+
+    difference: float
+    standard_error: float
+    t: float
+    degrees_of_freedom: int
+    p: float
+
+
+def nadeau_bengio(differences: Sequence[float] | Floats, n_train: float, n_test: float) -> PairedTest:
+    """Corrected resampled t-test of paired differences over repeated random splits.
+
+    t = d̄ / √((1/k + n_test/n_train)·s²), k − 1 degrees of freedom (Nadeau & Bengio, Machine Learning 52, 2003, eq. 9).
+
+    Parameters
+    ----------
+    differences : [k] difference of the metric in each repetition.
+    n_train, n_test : participants fitted on and tested on.
+
+    Raises
+    ------
+    UserError
+        With fewer than two repetitions, or differences that are not finite.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise UserError(
+            f"the corrected t-test needs finite differences of at least two repetitions, found {values.tolist()}; "
+            "raise probe.repetitions"
+        )
+    mean = float(values.mean())
+    error = float(np.sqrt((1 / len(values) + n_test / n_train) * values.var(ddof=1)))
+    if error <= 1e-15:
+        # The same difference in every repetition: nothing to test when it is none, beyond doubt otherwise.
+        return PairedTest(mean, 0.0, 0.0 if mean == 0 else np.copysign(np.inf, mean), len(values) - 1, float(mean == 0))
+    t = mean / error
+    return PairedTest(mean, error, t, len(values) - 1, float(2 * stats.t.sf(abs(t), len(values) - 1)))
+
+
+def holm(p_values: Sequence[float] | Floats) -> Floats:
+    """Holm's step-down adjustment; NaN (not tested) stays NaN and does not count."""
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full_like(p, np.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(order) else steps
+    return adjusted
+
+
+def interval(draws: Floats, confidence: float) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws; NaN when none is defined."""
+    known = draws[~np.isnan(draws)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_p(differences: Floats) -> float:
+    """Two-sided p of a paired difference from its bootstrap draws: (1 + 2·min(#≤0, #≥0)) / (1 + draws), at most 1."""
+    known = differences[~np.isnan(differences)]
+    if not len(known):
+        return float("nan")
+    beyond = min((known <= 0).sum(), (known >= 0).sum())
+    return float(min((1 + 2 * beyond) / (1 + len(known)), 1))
+
+
+def resample_units(unit: npt.NDArray, stratum: npt.NDArray, draws: int, generator: np.random.Generator) -> Floats:
+    """How often each row occurs when units are drawn with replacement inside their stratum.
+
+    Parameters
+    ----------
+    unit : [rows] participant or family of each row; a unit is drawn with all its rows.
+    stratum : [rows] stratum of each row; a unit's is that of its first row.
+    draws : number of draws.
+
+    Returns
+    -------
+    [draws, rows] counts as float64.
+    """
+    names, first, number = np.unique(unit, return_index=True, return_inverse=True)
+    counts = np.empty((draws, len(names)))
+    strata = stratum[first]
+    for value in np.unique(strata):
+        members = np.flatnonzero(strata == value)
+        counts[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
+    return counts[:, number]
+
+
+@dataclass(frozen=True)
+class SiteResamples:
+    """Draws of sites and of participants within them.
+
+    ``pool[s]`` [draws, rows of site s] are resamples of site s; in draw b the sites ``site[b]`` are taken, each with
+    the resample ``pick[b]`` of its pool (both [draws, sites]). Every row's model gets the same draws, so differences
+    between rows are paired.
+    """
+
+    rows: list[Index]
+    pool: list[Floats]
+    site: Index
+    pick: Index
+
+    def mean(self, values: Sequence[Floats], weights: Sequence[Floats]) -> Floats:
+        """Weighted mean over the drawn sites [draws], from each site's values and weights over its pool."""
+        total = np.zeros(len(self.site))
+        weight = np.zeros(len(self.site))
+        value_of, weight_of = np.stack(list(values)), np.stack(list(weights))
+        for site, pick in zip(self.site.T, self.pick.T, strict=True):
+            chosen = weight_of[site, pick]
+            total += np.where(chosen > 0, value_of[site, pick], 0) * chosen
+            weight += chosen
+        return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+
+    def weights(self) -> Floats:
+        """How often each row occurs in each draw [draws, rows]."""
+        weights = np.zeros((len(self.site), sum(len(rows) for rows in self.rows)))
+        for site, pick in zip(self.site.T, self.pick.T, strict=True):
+            for number, rows in enumerate(self.rows):
+                drawn = np.flatnonzero(site == number)
+                weights[np.ix_(drawn, rows)] += self.pool[number][pick[drawn]]
+        return weights
+
+
+def resample_sites(site: npt.NDArray, unit: npt.NDArray, draws: int, generator: np.random.Generator) -> SiteResamples:
+    """Draw sites with replacement, then participants (or families) with replacement within each drawn site.
+
+    Parameters
+    ----------
+    site, unit : [rows] site, and participant or family, of each row.
+    draws : number of draws.
+
+    Raises
+    ------
+    UserError
+        With fewer than two sites.
+    """
+    names = np.unique(site)
+    if len(names) < 2:
+        raise UserError(f"leave-site-out needs at least two sites to compare rows, found {names.tolist()}")
+    rows = [np.flatnonzero(site == name) for name in names]
+    pool = [resample_units(unit[members], np.zeros(len(members)), draws, generator) for members in rows]
+    shape = (draws, len(names))
+    return SiteResamples(rows, pool, generator.integers(len(names), size=shape), generator.integers(draws, size=shape))

@@ -1,0 +1,270 @@
+"""Model × task tables from the predictions of all rows, with intervals, paired tests and published numbers.
+
+For each cohort: a TSV with every number, the same as Markdown, HTML and LaTeX to be read, the held-out sites' own
+values, and a JSON file with what made them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from semantoks.errors import UserError, run_command
+from semantoks.files import (
+    provenance,
+    read_metadata,
+    read_tables,
+    read_text_table,
+    replacing,
+    write_json,
+    write_text,
+)
+from semantoks.metrics import SMALLER_IS_BETTER
+from semantoks.rendering import Block, html_page, to_html, to_latex, to_markdown
+from semantoks.scores import row_place, score_tables
+
+METRIC_NAMES = {
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "macro_f1": "macro-F1",
+    "site_auroc": "within-site AUROC",
+    "r": "r",
+    "r2": "R²",
+    "mae": "MAE",
+    "site_r": "within-site r",
+}
+TASKS_PER_TABLE = 5
+SIMULATED = "SIMULATED DATA. These numbers describe a simulator, not people."
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for a cell; – where there is none."""
+    return "–" if value is None or np.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    """A p value for a cell."""
+    return "< 0.001" if value < 0.001 else number(value)
+
+
+def marks(record: Mapping[str, Any], alpha: float) -> str:
+    """↑ or ↓: better or worse than the reference row; °: not distinguishable from the majority row (both Holm)."""
+    text = ""
+    if record["p_adjusted"] < alpha:
+        better = (record["difference"] > 0) != (record["metric"] in SMALLER_IS_BETTER)
+        text += "↑" if better else "↓"
+    if record["p_majority_adjusted"] >= alpha:
+        text += "°"
+    return f" {text}" if text else ""
+
+
+def cell(record: Mapping[str, Any], alpha: float) -> str:
+    """Mean ± sd over repetitions, interval and marks."""
+    spread = "" if np.isnan(record["sd"]) else f" ± {number(record['sd'])}"
+    limits = f" [{number(record['ci_low'])}, {number(record['ci_high'])}]"
+    return number(record["mean"]) + spread + limits + marks(record, alpha)
+
+
+def label(record: Mapping[str, Any] | pd.Series) -> str:
+    """Name of a row, with what a reader must know about it."""
+    seeds = f", mean of {record['seeds']} seeds" if record["seeds"] > 1 else ""
+    seen = ", transductive" if record["transductive"] > 0 else ""
+    return str(record["row"]) + (f" ({(seeds + seen)[2:]})" if seeds or seen else "")
+
+
+def main_blocks(scores: pd.DataFrame, published: pd.DataFrame, settings: Mapping[str, Any]) -> list[Block]:
+    """One table per protocol: rows × tasks in the primary metric, published numbers below."""
+    blocks = []
+    for protocol in _protocols(scores):
+        part = scores[scores["primary"] & (scores["protocol"] == protocol)]
+        tasks = list(dict.fromkeys(part["phenotype"]))
+        blocks.append(Block(f"{protocol} splits", level=1))
+        for start in range(0, len(tasks), TASKS_PER_TABLE):
+            chosen = tasks[start : start + TASKS_PER_TABLE]
+            own = part[part["phenotype"].isin(chosen)]
+            by_task = {task: own[own["phenotype"] == task].set_index("row") for task in chosen}
+            header = ["model", *(f"{task}, {METRIC_NAMES[by_task[task]['metric'].iloc[0]]}" for task in chosen)]
+            rows = []
+            for row in sorted(set(own["row"]), key=row_place):
+                records = own[own["row"] == row]
+                cells = [
+                    cell(by_task[task].loc[row], settings["alpha"]) if row in by_task[task].index else "–"
+                    for task in chosen
+                ]
+                rows.append([label({**records.iloc[0], "transductive": records["transductive"].max()}), *cells])
+            rows.append(["n tested (per split)", *(_sizes(by_task[task].iloc[0]) for task in chosen)])
+            rows += _published_rows(by_task, published) if protocol == "random" else []
+            title = f"{protocol} splits: {', '.join(chosen)}" if len(tasks) > TASKS_PER_TABLE else f"{protocol}: all"
+            blocks.append(Block(title, header, rows))
+    return blocks
+
+
+def _protocols(scores: pd.DataFrame) -> list[str]:
+    """The protocols of the table, the published one first."""
+    return sorted(set(scores["protocol"]), key=lambda name: (name != "random", name))
+
+
+def _sizes(record: Mapping[str, Any]) -> str:
+    return f"{record['n']} ({record['n_test']:.0f})"
+
+
+def _published_rows(by_task: Mapping[str, pd.DataFrame], published: pd.DataFrame) -> list[list[str]]:
+    """Published numbers of tasks that have some, in the primary metric."""
+    found: dict[str, dict[str, str]] = {}
+    for task, records in by_task.items():
+        first = records.iloc[0]
+        same = published[(published["task"] == first["published_task"]) & (published["metric"] == first["metric"])]
+        for _, line in same.iterrows():
+            study = line["study"].split(",")[0]
+            found.setdefault(f"published: {line['model']} ({study})", {})[task] = number(float(line["value"]))
+    return [[model, *(values.get(task, "–") for task in by_task)] for model, values in found.items()]
+
+
+def detail_blocks(scores: pd.DataFrame, settings: Mapping[str, Any]) -> list[Block]:
+    """One table per protocol and task: all metrics, tests and published value of every row."""
+    blocks = [Block("All metrics and tests", level=1)]
+    for protocol, task in itertools.product(_protocols(scores), sorted(set(scores["phenotype"]))):
+        part = scores[(scores["protocol"] == protocol) & (scores["phenotype"] == task)]
+        metrics = list(dict.fromkeys(part["metric"]))
+        rows = []
+        for _, records in part.groupby("row", sort=False):
+            by_metric = records.set_index("metric")
+            primary = records[records["primary"]].iloc[0]
+            values = [
+                number(by_metric.loc[name, "mean"]) + _spread(by_metric.loc[name, "sd"], "±")
+                if name in by_metric.index
+                else "–"
+                for name in metrics
+            ]
+            tests = [number(primary["difference"]), *(p_value(primary[name]) for name in ("p", "p_adjusted"))]
+            majority = p_value(primary["p_majority_adjusted"])
+            rows.append(
+                [label(primary), *values, number(primary["sd_seeds"]), *tests, majority, number(primary["published"])]
+            )
+        kind = part["type"].iloc[0]
+        header = ["model", *(METRIC_NAMES[name] for name in metrics), "sd of seeds", "difference", "p", "p (Holm)"]
+        header += ["p majority (Holm)", "published"]
+        note = f"difference and p: {METRIC_NAMES[part.loc[part['primary'], 'metric'].iloc[0]]} less that of the "
+        note += f"reference row {settings['reference'][kind]}; other metrics are not tested."
+        blocks.append(Block(f"{protocol} splits: {task}", header, rows, [note], level=3))
+    return blocks
+
+
+def _spread(value: float, sign: str) -> str:
+    return "" if np.isnan(value) else f" {sign} {number(value)}"
+
+
+def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
+    """What the numbers are: protocol, splits, overlap with pretraining, intervals, tests, published numbers."""
+    probe = about["settings"]["probe"]
+    fitted = "training and validation part after the choice" if probe["refit"] else "training part only"
+    share = settings["confidence"]
+    notes = [
+        f"Cohort {cohort}. Random splits: {probe['repetitions']} repetitions, {probe['test_share']:.0%} of the "
+        f"participants tested on, {probe['validation_share']:.0%} of the others for choosing; stratified by the "
+        "columns that the phenotype names. Leave-site-out: one institution after the other is tested on.",
+        "All rows have the same splits, by participant and family, and are fitted on the "
+        f"{fitted}. Budget: {len(probe['penalties'])} penalties (logistic, ridge), {len(probe['rates'])} learning "
+        "rates (published head). Scaling, imputation and bins come from the participants fitted on.",
+        "± is the standard deviation over repetitions, which share participants: it is no standard error. "
+        f"[…] is a {share:.0%} bootstrap interval ({settings['draws']} draws) over participants (families), stratified "
+        "by class, given the trained models; under leave-site-out over sites, then participants within sites.",
+        f"↑ ↓ better or worse than the reference row ({settings['reference']['classification']} for classes, "
+        f"{settings['reference']['regression']} for numbers), ° not distinguishable from the majority row, at "
+        f"{settings['alpha']} after Holm's adjustment over all rows and tasks of a protocol. Random splits: corrected "
+        "resampled t-test (Nadeau & Bengio 2003); leave-site-out: bootstrap of the paired difference.",
+        "Within-site AUROC: mean over sites weighted by the pairs compared; within-site r: weighted by participants "
+        "less one. Sites with one class have none.",
+    ]
+    seen = sorted(set(scores.loc[scores["transductive"] > 0, "row"]))
+    notes.append(
+        f"Transductive: the pretraining of {', '.join(seen)} saw recordings of tested participants, without labels."
+        if seen
+        else "Inductive: no row's pretraining saw a tested participant (by cohort and participant id)."
+    )
+    if scores["published"].notna().any() or scores["published_task"].notna().any():
+        notes.append(
+            "Published numbers are taken from secondary sources (resources/published.tsv); their participants, atlas, "
+            "splits and preprocessing differ from ours."
+        )
+    return ([SIMULATED] if settings.get("simulated") else []) + notes
+
+
+def add_published(
+    scores: pd.DataFrame, described: Mapping[str, Any], published: pd.DataFrame, models: Mapping[str, str]
+) -> pd.DataFrame:
+    """Add each phenotype's type and published task, and the published value of the model that a row stands for."""
+    scores = scores.copy()
+    scores["type"] = [described[name]["type"] for name in scores["phenotype"]]
+    scores["published_task"] = [described[name]["published"] for name in scores["phenotype"]]
+    values = {(line["task"], line["model"], line["metric"]): float(line["value"]) for _, line in published.iterrows()}
+    unknown = sorted(set(scores["published_task"].dropna()) - set(published["task"]))
+    if unknown:
+        raise UserError(
+            f"phenotypes: no published task is called {unknown}; the tasks are {sorted(set(published['task']))}"
+        )
+    scores["published"] = [
+        values.get((record["published_task"], models.get(record["row"]), record["metric"]), np.nan)
+        if record["protocol"] == "random"
+        else np.nan
+        for _, record in scores.iterrows()
+    ]
+    return scores
+
+
+def write_cohort(
+    folder: Path,
+    cohort: str,
+    scored: tuple[pd.DataFrame, pd.DataFrame],
+    published: pd.DataFrame,
+    about: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write all formats of one cohort's tables."""
+    scores, sites = scored
+    notes = footnotes(cohort, about, scores, settings)
+    tables = [*main_blocks(scores, published, settings), Block("What the numbers are", notes=notes)]
+    tables += detail_blocks(scores, settings)
+    title = f"{cohort}: probe results" + (f" — {SIMULATED}" if settings.get("simulated") else "")
+    warning = f'<p class="warning">{SIMULATED}</p>' if settings.get("simulated") else ""
+    with replacing(folder / f"{cohort}.tsv") as path:
+        scores.to_csv(path, sep="\t", index=False, na_rep="n/a", float_format="%.6g")
+    with replacing(folder / f"{cohort}_sites.tsv") as path:
+        sites.to_csv(path, sep="\t", index=False, na_rep="n/a", float_format="%.6g")
+    write_text(folder / f"{cohort}.md", f"# {title}\n\n" + to_markdown(tables))
+    write_text(folder / f"{cohort}.html", html_page(title, warning + to_html(tables)))
+    write_text(folder / f"{cohort}.tex", to_latex(tables))
+    write_json(folder / f"{cohort}.json", {**about, "notes": notes})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: tables of all cohorts that the probe files hold."""
+    parser = argparse.ArgumentParser(prog="python -m semantoks.tables", description=__doc__)
+    parser.add_argument("--settings", required=True, type=json.loads, help="section tables, and simulated")
+    parser.add_argument("--probes", required=True, nargs="+", help="predictions of all rows")
+    parser.add_argument("--published", required=True, help="resources/published.tsv")
+    parser.add_argument("--output-folder", required=True, type=Path, help="folder of the tables")
+    arguments = parser.parse_args(argv)
+    settings = arguments.settings
+    published = read_text_table(arguments.published)
+    predictions = read_tables(arguments.probes)
+    metadata = {path: read_metadata(path) for path in arguments.probes}
+    for cohort, part in predictions.groupby("cohort", sort=True):
+        own = [path for path in arguments.probes if metadata[path]["cohort"] == cohort]
+        described = metadata[own[0]]["phenotypes"]
+        kinds = {name: value["type"] for name, value in described.items()}
+        scores, sites = score_tables(part, kinds, settings)
+        scores = add_published(scores, described, published, settings["published"])
+        about = provenance("tables", settings | {"probe": metadata[own[0]]["splits"]}, [*own, arguments.published])
+        write_cohort(arguments.output_folder, str(cohort), (scores, sites), published, about, settings)
+
+
+if __name__ == "__main__":
+    run_command(main)
