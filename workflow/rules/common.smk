@@ -64,11 +64,14 @@ def folder_files(folder, names):
 
 def atlas_sources():
     """Files of the atlas that the configuration names; a changed file makes the atlas anew."""
-    return [path for key in ("image", "labels") if (path := settings.section("atlas").get(key))]
+    atlas = settings.section("atlas")
+    lock = [REPOSITORY / "resources" / "atlases.lock"] if atlas["folder"] else []
+    return lock + [atlas[key] for key in ("image", "labels") if atlas[key]]
 
 
 def network_sources():
-    return [path for key in ("image", "names", "file") if (path := settings.section("networks").get(key))]
+    networks = settings.section("networks")
+    return [networks[key] for key in ("image", "names", "file") if networks[key]]
 
 
 def encoder_of(wildcards):
@@ -102,6 +105,15 @@ def parcellate_settings(wildcards):
             }
         )
     return settings.json("parcellate")
+
+
+def denoising_strategy(wildcards):
+    """The file of the strategy, shipped or the user's own: editing it makes time series anew."""
+    if settings.cohort(wildcards.cohort).imports_timeseries:
+        return []
+    name = settings.section("parcellate")["denoising"]
+    shipped = REPOSITORY / "resources" / "denoising" / f"{name}.yaml"
+    return shipped if shipped.is_file() else name
 
 
 def parcellate_module(wildcards):

@@ -4,6 +4,7 @@ rule parcellate:
         fingerprint=RESULTS / "{cohort}" / "batches" / "{batch}.tsv",
         index=ancient(RESULTS / "{cohort}" / "index.parquet"),
         atlas=rules.atlas.output,
+        denoising=denoising_strategy,
     output:
         RESULTS / "{cohort}" / "timeseries" / "{batch}.parquet",
     log:
