@@ -125,7 +125,7 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pd.DataFra
     table = file.read(columns=columns)
     result: pd.DataFrame = table.to_pandas()
     for field in table.schema:
-        if pa.types.is_string(field.type) or pa.types.is_null(field.type):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type) or pa.types.is_null(field.type):
             result[field.name] = pd.Series(table[field.name].to_pylist(), dtype=object)
     return result
 

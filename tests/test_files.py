@@ -1,0 +1,132 @@
+"""Files in which stages meet: written whole or not at all, and carrying what made them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from semantoks.code_version import PACKAGE, _closure, code_version
+from semantoks.errors import UserError, run_command
+from semantoks.files import (
+    provenance,
+    read_json,
+    read_metadata,
+    read_table,
+    read_text_table,
+    replacing,
+    sha256,
+    write_json,
+    write_table,
+)
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write_half():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tables_come_back_with_their_metadata_and_the_same_bytes(tmp_path):
+    source = tmp_path / "input.txt"
+    source.write_text("x")
+    table = pd.DataFrame({"participant_id": ["007", None], "features": [np.arange(3.0), None]})
+    for name in ("a", "b"):
+        write_table(tmp_path / name, table, provenance("embed", {"crops": 8}, [source], encoder="small"))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert read_table(tmp_path / "a")["participant_id"].tolist() == ["007", None]
+    metadata = read_metadata(tmp_path / "a")
+    assert metadata["inputs"] == {str(source): sha256(source)}
+    assert metadata["settings"] == {"crops": 8}
+    assert metadata["encoder"] == "small"
+    assert metadata["versions"]["semantoks"]
+
+
+def test_ids_stay_text_and_missing_is_null(tmp_path):
+    path = tmp_path / "participants.tsv"
+    path.write_text("\ufeffparticipant_id\tage\n001\tn/a\nNA\t7.50\n")
+    table = read_text_table(path)
+    assert table["participant_id"].tolist() == ["001", "NA"]
+    assert table["age"].isna().tolist() == [True, False]
+    assert table["age"].iloc[1] == "7.50"
+
+
+BAD = {
+    "no such table": (read_table, None, "expected a Parquet file, found none"),
+    "no parquet": (read_table, "text", "expected a Parquet file, found something else"),
+    "no such text table": (read_text_table, None, r"expected a table \(TSV or CSV\), found no file"),
+    "empty text table": (read_text_table, "", "expected a TSV table, found"),
+    "no such json": (read_json, None, "expected a JSON file, found none"),
+    "broken json": (read_json, '{"a": ', "expected JSON, found"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named(tmp_path, case):
+    read, content, message = BAD[case]
+    path = tmp_path / "given.file"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=rf"given.file: {message}"):
+        read(path)
+
+
+def test_missing_columns_are_named(tmp_path):
+    write_table(tmp_path / "a.parquet", pd.DataFrame({"x": [1]}), {})
+    with pytest.raises(UserError, match=r"expected the columns \['y'\], found \['x'\]"):
+        read_table(tmp_path / "a.parquet", ["x", "y"])
+
+
+def test_a_user_error_is_one_message_and_exit_code_2(capsys):
+    def main(argv):
+        raise UserError("config.yaml: unknown key 'trr'; did you mean 'tr'?")
+
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: config.yaml: unknown key 'trr'; did you mean 'tr'?\n"
+
+
+def test_json_is_stable(tmp_path):
+    write_json(tmp_path / "a", {"b": 1, "a": [2]})
+    write_json(tmp_path / "b", {"a": [2], "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_code_of_a_stage_is_its_module_and_what_it_imports():
+    modules = {path.relative_to(PACKAGE).as_posix() for path in _closure(PACKAGE / "shards.py")}
+    assert {"shards.py", "signals.py", "files.py", "errors.py"} <= modules
+    assert "pretrain.py" not in modules
+    assert "parcellate.py" not in modules
+    assert code_version("shards") != code_version("index")
+    assert "model/encoder.py" in {path.relative_to(PACKAGE).as_posix() for path in _closure(PACKAGE / "embed.py")}
+
+
+STAGES = [
+    "index",
+    "fmriprep",
+    "atlas",
+    "networks",
+    "parcellate",
+    "qc",
+    "shards",
+    "pretrain",
+    "embed",
+    "probe",
+    "splits",
+]
+STAGES += ["import_timeseries", "tables", "figures", "report"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_imports_another(stage):
+    imported = {path.stem for path in _closure(PACKAGE / f"{stage}.py") if path.parent == PACKAGE}
+    assert imported & set(STAGES) == {stage}
