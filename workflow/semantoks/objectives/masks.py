@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from semantoks.errors import UserError
 
@@ -89,12 +90,11 @@ def _networks(
     else:
         low, high = _floor(settings.low, n_present), _floor(settings.high, n_present) - 1
     low, high = low.clamp(min=1), torch.minimum(high, n_present - 1)
-    draw = _uniform(len(present), generator)
+    draw = _uniform(present.shape[:1], generator)
     count = low + (draw * (high - low + 1).clamp(min=1)).long()
     count = torch.minimum(count, (n_present - 1).clamp(min=0))
-    rank = torch.rand(len(present), n_groups, generator=generator, device=present.device)
-    rank = rank.masked_fill(~group_present, 2.0).argsort(dim=1).argsort(dim=1)
-    return (rank < count[:, None])[:, groups], high >= low
+    draws = _uniform(group_present.shape, generator).masked_fill(~group_present, 2.0)
+    return smallest(draws, count)[:, groups], high >= low
 
 
 def _patches(present: Tensor, settings: MaskSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -103,13 +103,13 @@ def _patches(present: Tensor, settings: MaskSettings, generator: torch.Generator
     min(P, ⌈rP⌉) − 1 patches, r uniform between the bounds (exact: rP rounded), P counting present patches.
     """
     n_present = present.sum(dim=1)
-    ratio = settings.low + (settings.high - settings.low) * _uniform(len(present), generator)
+    ratio = settings.low + (settings.high - settings.low) * _uniform(present.shape[:1], generator)
     if settings.exact_ratio:
         count = (ratio * n_present).round().long()
     else:
         count = torch.minimum((ratio * n_present).ceil().long(), n_present) - 1
     count = torch.minimum(count.clamp(min=1), (n_present - 1).clamp(min=0))
-    start = (_uniform(len(present), generator) * (n_present - count + 1)).long()
+    start = (_uniform(present.shape[:1], generator) * (n_present - count + 1)).long()
     patch = torch.arange(present.shape[1], device=present.device)
     masked = (patch >= start[:, None]) & (patch < (start + count)[:, None])
     return masked, n_present > 1
@@ -119,16 +119,20 @@ def _random(present: Tensor, settings: MaskSettings, generator: torch.Generator)
     """Present tokens anywhere, rounded rN·P of them: [B, N, P]."""
     flat = present.flatten(1)
     n_present = flat.sum(dim=1)
-    ratio = settings.low + (settings.high - settings.low) * _uniform(len(flat), generator)
+    ratio = settings.low + (settings.high - settings.low) * _uniform(flat.shape[:1], generator)
     count = torch.minimum((ratio * n_present).round().long().clamp(min=1), (n_present - 1).clamp(min=0))
-    rank = torch.rand(flat.shape, generator=generator, device=flat.device)
-    rank = rank.masked_fill(~flat, 2.0).argsort(dim=1).argsort(dim=1)
-    return (rank < count[:, None]).view_as(present)
+    return smallest(_uniform(flat.shape, generator).masked_fill(~flat, 2.0), count).view_as(present)
 
 
-def _uniform(n: int, generator: torch.Generator) -> Tensor:
-    """U(0, 1) in float64, [n]."""
-    return torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+def smallest(values: Tensor, count: Tensor) -> Tensor:
+    """The ``count`` [B] smallest of each row of ``values`` [B, n] without ties: bool [B, n]."""
+    ordered = F.pad(values.sort(dim=1).values, (0, 1), value=torch.inf)
+    return values < ordered.gather(1, count[:, None])
+
+
+def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """U(0, 1) in float64, so fine that ties do not occur."""
+    return torch.rand(*shape, generator=generator, device=generator.device, dtype=torch.float64)
 
 
 def _floor(share: float, count: Tensor) -> Tensor:

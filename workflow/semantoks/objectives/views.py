@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from semantoks.objectives.masks import smallest
+
 
 @dataclass(frozen=True)
 class ViewSettings:
@@ -77,14 +79,13 @@ def augment(
     n_draws, device = n_draws or len(crops), crops.device
 
     def uniform(*shape: int) -> Tensor:
-        return part(torch.rand(n_draws, *shape, generator=generator, device=device))
+        return part(torch.rand(n_draws, *shape, generator=generator, device=device, dtype=torch.float64))
 
     factor = 1 + settings.scale * (2 * uniform(1, 1) - 1)
     if settings.zeroed_rois:
-        count = (uniform(1) * settings.zeroed_rois * n_rois).floor().clamp(min=1)
-        kept_rois = uniform(n_rois).argsort(dim=1).argsort(dim=1) >= count
-        factor = factor * kept_rois[:, :, None]
-    crops = crops * factor
+        count = (uniform() * settings.zeroed_rois * n_rois).floor().clamp(min=1).long()
+        factor = factor * ~smallest(uniform(n_rois), count)[:, :, None]
+    crops = crops * factor.to(crops.dtype)
     if settings.zeroed_samples:
         length = (uniform(1) * settings.zeroed_samples * n_samples).floor().clamp(min=1)
         start = (uniform(1) * (n_samples - length + 1)).floor()
