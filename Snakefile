@@ -5,6 +5,9 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
+report: "workflow/report/workflow.rst"
+
+
 # A configuration given with --configfile replaces the demo's, it is not merged into it.
 if not workflow.configfiles:
 

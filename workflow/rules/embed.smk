@@ -11,7 +11,7 @@ rule embed:
         RESULTS / "benchmarks" / "embed" / "{cohort}" / "{encoder}.tsv"
     conda:
         "../../envs/embed.yaml"
-    threads: 2
+    threads: settings.values["pretrain"]["threads"]
     resources:
         gpu=settings.values["pretrain"]["gpus"],
         mem_mb=grows_with_attempt(8000),
@@ -20,5 +20,5 @@ rule embed:
         settings=settings.json("embed"),
         code=code_version("embed"),
     shell:
-        "python -m semantoks.embed --settings {params.settings:q} --weights {input.weights:q} --shards {input.shards:q}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.embed --settings {params.settings:q} --weights {input.weights:q} --shards {input.shards:q}"
         " --output {output:q} > {log:q} 2>&1"

@@ -22,5 +22,5 @@ rule index:
         code=code_version("index"),
         manifest=lambda wildcards: RESULTS / wildcards.cohort / "batches",
     shell:
-        "python -m semantoks.index --settings {params.settings:q} --manifest {params.manifest:q}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.index --settings {params.settings:q} --manifest {params.manifest:q}"
         " --fmriprep-status {input.fmriprep:q} --output {output:q} > {log:q} 2>&1"

@@ -24,5 +24,5 @@ rule parcellate:
         module=parcellate_module,
         atlas=RESULTS / "atlas",
     shell:
-        "python -m semantoks.{params.module} --settings {params.settings:q} --index {input.index:q}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.{params.module} --settings {params.settings:q} --index {input.index:q}"
         " --batch {wildcards.batch} --atlas {params.atlas:q} --output {output:q} > {log:q} 2>&1"

@@ -12,7 +12,7 @@ rule pretrain:
         RESULTS / "benchmarks" / "pretrain" / "{encoder}.tsv"
     conda:
         "../../envs/pretrain.yaml"
-    threads: 2
+    threads: settings.values["pretrain"]["threads"]
     resources:
         gpu=settings.values["pretrain"]["gpus"],
         mem_mb=grows_with_attempt(16000),
@@ -26,5 +26,5 @@ rule pretrain:
         # Not an output: Snakemake deletes the outputs of a rule that fails, and checkpoints must survive that.
         checkpoints=lambda wildcards: RESULTS / "checkpoints" / wildcards.encoder,
     shell:
-        "python -m semantoks.pretrain --settings {params.settings:q} --shards {input:q} --seed {params.seed}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.pretrain --settings {params.settings:q} --shards {input:q} --seed {params.seed}"
         " {params.untrained} --checkpoints {params.checkpoints:q} --output {params.folder:q} > {log:q} 2>&1"

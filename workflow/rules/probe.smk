@@ -14,7 +14,7 @@ rule splits:
         settings=probe_settings,
         code=code_version("splits"),
     shell:
-        "python -m semantoks.splits --settings {params.settings:q} --shards {input.shards:q} --output {output:q}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.splits --settings {params.settings:q} --shards {input.shards:q} --output {output:q}"
         " > {log:q} 2>&1"
 
 
@@ -48,5 +48,5 @@ rule probe:
         shards=lambda wildcards, input: as_arguments("--shards", input.shards),
         qc=lambda wildcards, input: as_arguments("--qc", input.qc),
     shell:
-        "python -m semantoks.probe --settings {params.settings:q} --row {wildcards.row} --splits {input.splits:q}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.probe --settings {params.settings:q} --row {wildcards.row} --splits {input.splits:q}"
         " {params.embeddings} {params.shards} {params.qc} --output {output:q} > {log:q} 2>&1"

@@ -16,7 +16,7 @@ rule qc:
         settings=settings.json("qc"),
         code=code_version("qc"),
     shell:
-        "python -m semantoks.qc --settings {params.settings:q} --timeseries {input:q} --output {output:q}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.qc --settings {params.settings:q} --timeseries {input:q} --output {output:q}"
         " > {log:q} 2>&1"
 
 
@@ -42,5 +42,5 @@ rule qc_summary:
         atlas=RESULTS / "atlas",
         folder=lambda wildcards: RESULTS / wildcards.cohort / "qc",
     shell:
-        "python -m semantoks.qc --settings {params.settings:q} --summary {input.qc:q}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.qc --settings {params.settings:q} --summary {input.qc:q}"
         " --timeseries {input.timeseries:q} --atlas {params.atlas:q} --output-folder {params.folder:q} > {log:q} 2>&1"

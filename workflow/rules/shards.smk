@@ -18,5 +18,5 @@ rule shards:
         settings=settings.json("shards"),
         code=code_version("shards"),
     shell:
-        "python -m semantoks.shards --settings {params.settings:q} --timeseries {input.timeseries:q} --qc {input.qc:q}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.shards --settings {params.settings:q} --timeseries {input.timeseries:q} --qc {input.qc:q}"
         " --networks {input.networks:q} --output {output:q} > {log:q} 2>&1"

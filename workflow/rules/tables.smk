@@ -6,13 +6,13 @@ rule tables:
         sites=RESULTS / "tables" / "{cohort}_sites.tsv",
         table=RESULTS / "tables" / "{cohort}.tsv",
         markdown=RESULTS / "tables" / "{cohort}.md",
-        html=RESULTS / "tables" / "{cohort}.html",
+        html=report(
+            RESULTS / "tables" / "{cohort}.html",
+            caption="../report/table.rst",
+            category="Tables",
+        ),
         latex=RESULTS / "tables" / "{cohort}.tex",
         about=RESULTS / "tables" / "{cohort}.json",
-    params:
-        settings=settings.json("tables", simulated=settings.values["simulated"]),
-        code=code_version("tables"),
-        folder=RESULTS / "tables",
     log:
         RESULTS / "logs" / "tables" / "{cohort}.log",
     benchmark:
@@ -22,6 +22,10 @@ rule tables:
     resources:
         mem_mb=grows_with_attempt(4000),
         runtime=grows_with_attempt(60),
+    params:
+        settings=settings.json("tables", simulated=settings.values["simulated"]),
+        code=code_version("tables"),
+        folder=RESULTS / "tables",
     shell:
         "python -m semantoks.tables --settings {params.settings:q} --probes {input.probes:q}"
         " --published {input.published:q} --output-folder {params.folder:q} > {log:q} 2>&1"

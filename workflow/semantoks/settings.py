@@ -123,6 +123,11 @@ class Settings:
                     found[full] = Encoder(full, seed, untrained, cohorts, own)
         return found
 
+    @property
+    def trained_encoders(self) -> list[str]:
+        """Names of the encoders that are really trained."""
+        return [name for name, encoder in self.encoders.items() if not encoder.untrained]
+
     def encoder(self, name: str) -> Encoder:
         """The encoder of that full name."""
         return self.encoders[name]
