@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 class Block:
     """A titled table: header cells, rows of cells (the first is the row's name) and what to know about it.
 
-    ``level`` 1 starts a part of the page, 2 a table that everybody reads, 3 one with further details.
+    ``level`` 1 starts a part of the page, 2 is a part of that, 3 holds further details (folded in HTML).
     """
 
     title: str
@@ -25,7 +25,7 @@ def to_markdown(blocks: Sequence[Block]) -> str:
     """GitHub-flavoured Markdown."""
     lines: list[str] = []
     for block in blocks:
-        lines += ["#" * block.level + " " + block.title, ""]
+        lines += ["#" * (block.level + 1) + " " + block.title, ""]
         if block.rows:
             lines += [_markdown_row(block.header), "|" + " --- |" * len(block.header)]
             lines += [_markdown_row(row) for row in block.rows] + [""]
@@ -38,7 +38,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: .5rem 0 1rem; font-size: 13px; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
@@ -52,14 +52,14 @@ summary { cursor: pointer; font-weight: 600; }
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """HTML of the blocks, without the page around them; blocks of level 3 are folded."""
+    """HTML of the blocks, without the page around them; h1 and h2 are left to the page."""
     parts = []
     for block in blocks:
         title, body = html.escape(block.title), _html_table(block) + _html_notes(block.notes)
         if block.level > 2:
             parts.append(f"<details><summary>{title}</summary>{body}</details>")
         else:
-            parts.append(f"<h{block.level}>{title}</h{block.level}>{body}")
+            parts.append(f"<h{block.level + 2}>{title}</h{block.level + 2}>{body}")
     return "\n".join(parts)
 
 
@@ -78,11 +78,11 @@ def _html_notes(notes: Sequence[str]) -> str:
     return '<ul class="notes">' + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>\n"
 
 
-def html_page(title: str, body: str) -> str:
-    """A whole page; what stands between the ``main`` tags can be put into another one."""
+def html_page(title: str, head: str, body: str) -> str:
+    """A whole page; what stands between the ``main`` tags (``body``) can be put into another one."""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{STYLE}</style></head>\n<body>\n<main>\n{body}\n</main>\n</body></html>\n"
+        f"<style>{STYLE}</style></head>\n<body>\n{head}\n<main>\n{body}\n</main>\n</body></html>\n"
     )
 
 

@@ -7,6 +7,7 @@ values, and a JSON file with what made them.
 from __future__ import annotations
 
 import argparse
+import html
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -85,7 +86,8 @@ def main_blocks(scores: pd.DataFrame, published: pd.DataFrame, settings: Mapping
     for protocol in _protocols(scores):
         part = scores[scores["primary"] & (scores["protocol"] == protocol)]
         tasks = list(dict.fromkeys(part["phenotype"]))
-        blocks.append(Block(f"{protocol} splits", level=1))
+        if len(tasks) > TASKS_PER_TABLE:
+            blocks.append(Block(f"{protocol} splits", level=1))
         for start in range(0, len(tasks), TASKS_PER_TABLE):
             chosen = tasks[start : start + TASKS_PER_TABLE]
             own = part[part["phenotype"].isin(chosen)]
@@ -101,8 +103,9 @@ def main_blocks(scores: pd.DataFrame, published: pd.DataFrame, settings: Mapping
                 rows.append([label({**records.iloc[0], "transductive": records["transductive"].max()}), *cells])
             rows.append(["n tested (per split)", *(_sizes(by_task[task].iloc[0]) for task in chosen)])
             rows += _published_rows(by_task, published) if protocol == "random" else []
-            title = f"{protocol} splits: {', '.join(chosen)}" if len(tasks) > TASKS_PER_TABLE else f"{protocol}: all"
-            blocks.append(Block(title, header, rows))
+            whole = len(tasks) <= TASKS_PER_TABLE
+            title = f"{protocol} splits" + ("" if whole else f": {', '.join(chosen)}")
+            blocks.append(Block(title, header, rows, level=1 if whole else 2))
     return blocks
 
 
@@ -230,7 +233,7 @@ def write_cohort(
     """Write all formats of one cohort's tables."""
     scores, sites = scored
     notes = footnotes(cohort, about, scores, settings)
-    tables = [*main_blocks(scores, published, settings), Block("What the numbers are", notes=notes)]
+    tables = [*main_blocks(scores, published, settings), Block("What the numbers are", notes=notes, level=1)]
     tables += detail_blocks(scores, settings)
     title = f"{cohort}: probe results" + (f" — {SIMULATED}" if settings.get("simulated") else "")
     warning = f'<p class="warning">{SIMULATED}</p>' if settings.get("simulated") else ""
@@ -239,7 +242,7 @@ def write_cohort(
     with replacing(folder / f"{cohort}_sites.tsv") as path:
         sites.to_csv(path, sep="\t", index=False, na_rep="n/a", float_format="%.6g")
     write_text(folder / f"{cohort}.md", f"# {title}\n\n" + to_markdown(tables))
-    write_text(folder / f"{cohort}.html", html_page(title, warning + to_html(tables)))
+    write_text(folder / f"{cohort}.html", html_page(title, f"<h1>{html.escape(title)}</h1>" + warning, to_html(tables)))
     write_text(folder / f"{cohort}.tex", to_latex(tables))
     write_json(folder / f"{cohort}.json", {**about, "notes": notes})
 
