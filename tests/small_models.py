@@ -27,8 +27,9 @@ def small_encoder(sizes=(5, 3, 9), settings=SMALL, seed=0) -> Encoder:
 
 def small_objective(sizes=(5, 3, 9), settings=SMALL, seed=0, dtype=torch.float32, **options) -> SelfDistillation:
     """Student and teacher that differ, with live biases and scales."""
-    encoder = small_encoder(sizes, settings, seed)
-    objective = SelfDistillation(encoder, ObjectiveSettings(**options)).to(dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        objective = SelfDistillation(small_encoder(sizes, settings, seed), ObjectiveSettings(**options)).to(dtype)
     generator = torch.Generator().manual_seed(seed + 1)
     for branch in (objective.student, objective.teacher):
         for name, parameter in branch.named_parameters():

@@ -49,7 +49,8 @@ def expected_network_counts(n):
 
 
 @pytest.mark.parametrize(
-    ("n_networks", "kind"), [(9, "slice"), (9, "network"), *[pytest.param(n, "slice", marks=pytest.mark.slow) for n in (58, 457)]]
+    ("n_networks", "kind"),
+    [(9, "slice"), (9, "network"), *[pytest.param(n, "slice", marks=pytest.mark.slow) for n in (58, 457)]],
 )
 def test_network_slices(n_networks, kind):
     """Half of the crops (all with `network`): k of N networks, k uniform, each network equally often."""

@@ -55,6 +55,7 @@ def train(
         After SIGTERM, once the checkpoint is written.
     """
     sampler = Sampler(corpus.table, settings.optimiser.batch, seed, settings.masks.probability)
+    note_small_corpus(sampler, settings)
     schedules = make_schedules(settings, sampler)
     objective = make_objective(settings, corpus, seed).to(device)
     optimiser = make_optimiser(objective.student.parameters(), settings.optimiser.decay_all)
@@ -119,6 +120,16 @@ def make_schedules(settings: PretrainSettings, sampler: Sampler) -> Schedules:
         ttr_weight=objective.ttr_weight,
         ttr_share=objective.ttr_share,
     )
+
+
+def note_small_corpus(sampler: Sampler, settings: PretrainSettings) -> None:
+    """Say so when the batch is the whole corpus."""
+    if sampler.batch < settings.optimiser.batch and process_rank() == 0:
+        print(
+            f"note: the corpus has {sampler.n_participants} participants, fewer than optimiser.batch "
+            f"({settings.optimiser.batch}); every step uses all of them, and the learning rate follows",
+            file=sys.stderr,
+        )
 
 
 def compile_encoders(objective: SelfDistillation, settings: PretrainSettings, device: torch.device) -> None:

@@ -109,6 +109,10 @@ def load_corpus(
     table = pd.concat([read_table(path, keys) for path in paths], ignore_index=True)
     if table.empty:
         raise UserError(f"{paths[0]}: expected at least one scan in {len(paths)} shard files, found none; see the qc")
+    repeated = table[table.duplicated(["cohort", "recording_id"])]
+    if len(repeated):
+        name = repeated.iloc[0]["recording_id"]
+        raise UserError(f"shards: expected every recording once, found {name} again; name each shard file once")
     _check_lengths(table, min_frames)
     lengths = table["n_frames"].to_numpy(np.int64, copy=True)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
@@ -204,14 +208,18 @@ def _check_lengths(table: pd.DataFrame, min_frames: int) -> None:
 
 
 def _scans(paths: Sequence[Path | str]) -> Iterator[np.ndarray]:
-    """BOLD of every scan, [ROI, time] float16, in the order of the tables, one row group in memory at a time."""
+    """BOLD of every scan, [ROI, time] float16, in the order of the tables, 64 scans in memory at a time."""
+    columns = ["recording_id", "n_rois", "n_frames", "bold"]
     for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["recording_id", "n_rois", "bold"]):
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=columns):
             for row in batch.to_pylist():
                 bold = np.frombuffer(row["bold"], dtype="<f2")
-                if bold.size % row["n_rois"]:
+                name, shape = f"{path}: {row['recording_id']}", (row["n_rois"], row["n_frames"])
+                if bold.size != shape[0] * shape[1]:
                     raise UserError(
-                        f"{path}: {row['recording_id']}: expected a multiple of {row['n_rois']} values (ROIs), "
-                        f"found {bold.size}; the shard is damaged, make it again"
+                        f"{name}: expected {shape[0]} × {shape[1]} values, found {bold.size}; the shard is damaged, "
+                        "make it again"
                     )
-                yield bold.reshape(row["n_rois"], -1)
+                if not np.isfinite(bold).all():
+                    raise UserError(f"{name}: expected finite values, found NaN or infinity; make the shard again")
+                yield bold.reshape(shape)

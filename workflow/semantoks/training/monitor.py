@@ -48,9 +48,10 @@ def effective_rank(features: Tensor) -> Tensor:
     """exp(entropy) of the normalised eigenvalues of the covariance of ``features`` [m, p] (Roy & Vetterli 2007)."""
     centred = features - features.mean(dim=0)
     gram = centred @ centred.T if len(features) < features.shape[1] else centred.T @ centred
-    eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0)
+    eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num()).clamp(min=0)
     share = eigenvalues / eigenvalues.sum().clamp(min=1e-12)
-    return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
+    rank = torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
+    return torch.where(gram.isfinite().all(), rank, torch.nan)
 
 
 def token_cosine(tokens: Tensor) -> Tensor:
