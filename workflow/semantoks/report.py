@@ -1,150 +1,128 @@
-"""One static page about everything that was run: opens without a server, holds no individual's data."""
+"""Stage ``report``: one static HTML page with everything a reader of the results needs, opened without a server.
+
+``--settings JSON --results FOLDER --files FILE… --output FILE`` writes the page; ``--where FOLDER`` tells where page
+and tables lie. The page holds counts and summaries only: no participant, no recording, no path with their names.
+"""
 
 from __future__ import annotations
 
 import argparse
-import base64
-import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from semantoks import __version__
+from semantoks import report_content as content
 from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, read_metadata, read_text_table, write_text
-from semantoks.rendering import Block, body_of, html_page, to_html
+from semantoks.report_content import REPORT, Inputs
+from semantoks.scores import row_place
 
-WARNING = "SIMULATED DATA: everything on this page describes a simulator, not people."
-CAPTIONS = {
-    "_probes_random": "Primary metric of every row under repeated random splits. Lines are bootstrap intervals over "
-    "participants, given the trained models; the dotted line is the majority row.",
-    "_probes_leave-site-out": "Primary metric of every row when each site in turn is left out. Lines are bootstrap "
-    "intervals over sites and participants.",
-    "_training": "Pretraining: losses, collapse monitors and schedules per step; the shaded steps are the TTR phase.",
-    "_connectivity": "Mean functional connectivity of the kept recordings, ROIs ordered by network.",
-}
+TASKS_ON_TERMINAL = 3
 
 
-def image(path: Path) -> str:
-    """A PNG written into the page, with its caption.
+def page(settings: Mapping[str, Any], inputs: Inputs) -> str:
+    """The page as text.
+
+    Parameters
+    ----------
+    settings : ``simulated`` (bool) and ``cohorts``: what the cohort files say, by name.
+    inputs : the files to report on; a kind that is absent is named as absent.
+    """
+    figures = content.load_figures([*inputs.matching("*/qc/*.png"), *inputs.matching("figures/*.png")])
+    encoders = content.encoder_groups(inputs.matching("pretrain/*/config.json"))
+    metadata = [
+        (path.relative_to(inputs.results).parts[0], read_metadata(path)) for path in inputs.matching("*.parquet")
+    ]
+    metadata += [("pretrain", group["config"]["made_by"]) for group in encoders]
+    environment = Environment(
+        loader=FileSystemLoader(REPORT),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["flat"] = content.flat
+    return environment.get_template("page.html.jinja").render(
+        version=__version__,
+        simulated=settings["simulated"],
+        cohorts=[content.cohort_section(name, said, inputs) for name, said in settings["cohorts"].items()],
+        atlas=content.atlas_section(inputs),
+        encoders=encoders,
+        training=content.training_rows(inputs.matching("pretrain/*/metrics.jsonl")),
+        tables=content.table_bodies(inputs.matching("tables/*.html")),
+        quality_figures=[one for one in figures if one.kind.startswith("qc_") or one.kind == "connectivity"],
+        training_figures=[one for one in figures if one.kind == "training"],
+        probe_figures=[one for one in figures if one.kind in ("probes", "")],
+        origins=content.origins(metadata),
+        costs=content.time_and_memory(inputs.results / "benchmarks"),
+    )
+
+
+def main_rows(path: Path) -> list[str]:
+    """The rows of a cohort's main table as lines for a terminal: primary metric, the published protocol first.
+
+    Phenotypes whose names end in a number come last, and what is too wide is counted.
+    """
+    scores = read_text_table(path)
+    protocol = sorted(set(scores["protocol"]), key=lambda name: (name != "random", name))[0]
+    main = scores[(scores["primary"] == "True") & (scores["protocol"] == protocol)]
+    tasks = sorted(set(main["phenotype"]), key=lambda name: (bool(re.search(r"\d$", name)), name))
+    shown, left = tasks[:TASKS_ON_TERMINAL], len(tasks) - TASKS_ON_TERMINAL
+    metrics = main.drop_duplicates("phenotype").set_index("phenotype")["metric"]
+    lines = [["", *(f"{task} ({metrics[task]})" for task in shown)]]
+    for row in sorted(set(main["row"]), key=row_place):
+        cells = main[main["row"] == row].set_index("phenotype")[["mean", "ci_low", "ci_high"]].astype(float)
+        texts = ["{:.3f} [{:.3f}, {:.3f}]".format(*cells.loc[task]) if task in cells.index else "–" for task in shown]
+        lines.append([row, *texts])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    more = f" (further phenotypes: {left}, in {path.with_suffix('.md')})" if left > 0 else ""
+    return [f"{path.stem}, {protocol} splits: mean [interval]{more}", *(f"  {row}" for row in rows)]
+
+
+def where(results: Path) -> str:
+    """A few lines that say where page and tables lie, with the main table's rows.
 
     Raises
     ------
     UserError
-        When the file is missing or no PNG.
+        When there is no report in that folder.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: expected a figure (PNG), found no file; run figures")
-    content = path.read_bytes()
-    if not content.startswith(b"\x89PNG"):
-        raise UserError(f"{path}: expected a PNG, found something else")
-    caption = next((text for end, text in CAPTIONS.items() if path.stem.endswith(end)), "")
-    name = html.escape(path.stem.replace("_", " "))
-    data = base64.b64encode(content).decode()
-    return (
-        f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
-        f"<figcaption><b>{name}.</b> {html.escape(caption)}</figcaption></figure>\n"
-    )
-
-
-def cohort_flow(cohort: str, summary: Mapping[str, Any], exclusions: pd.DataFrame) -> Block:
-    """How many recordings and participants entered, were left out for which reason, and were kept.
-
-    Parameters
-    ----------
-    summary : ``summary.json`` of the stage qc.
-    exclusions : ``exclusions.tsv``: one row per recording; only counts of it are shown.
-    """
-    step = exclusions["exclude_reason"].dropna().str.split(";").str[0].str.replace(r"\d[\d.]*", "…", regex=True)
-    rows = [["recordings found", str(summary["recordings"]), str(summary["participants"])]]
-    rows += [[f"left out: {reason}", str(count), ""] for reason, count in step.value_counts().sort_index().items()]
-    rows.append(["kept", str(summary["recordings_kept"]), str(summary["participants_kept"])])
-    return Block(f"Cohort {cohort}: who entered", ["", "recordings", "participants"], rows)
-
-
-def split_flow(path: Path) -> Block:
-    """How many participants each phenotype has, from the splits' own file."""
-    about = read_metadata(path)
-    unmatched = about["unmatched"]
-    table = pd.read_parquet(path, columns=["cohort", "participant_id", "phenotype", "protocol", "repetition", "fold"])
-    rows = []
-    for key, part in table.groupby(["phenotype", "protocol"]):
-        phenotype, protocol = map(str, key)
-        count = part["participant_id"].nunique()
-        splits = part[["repetition", "fold"]].drop_duplicates()
-        rows.append([phenotype, protocol, str(count), str(len(splits)), about["checksums"][phenotype][protocol][:12]])
-    notes = [
-        f"{about['n_participants']} participants have a recording and a row in the participants table; "
-        f"{len(unmatched['recording_only'])} only a recording, {len(unmatched['table_only'])} only a row."
-    ]
-    header = ["phenotype", "protocol", "participants", "splits", "checksum"]
-    return Block(f"Cohort {table['cohort'].iloc[0]}: splits", header, rows, notes)
-
-
-def versions(paths: Sequence[Path]) -> Block:
-    """Versions of this workflow and its libraries that made the given files."""
-    found: dict[str, set[str]] = {}
-    for path in paths:
-        for name, version in read_metadata(path)["versions"].items():
-            found.setdefault(name, set()).add(version)
-    rows = [[name, ", ".join(sorted(values))] for name, values in sorted(found.items())]
-    return Block("Versions", ["library", "version"], rows, level=2)
-
-
-def encoder_settings(path: Path) -> dict[str, Any]:
-    """An encoder's settings; of whom it was pretrained on only the number."""
-    settings = dict(read_json(path))
-    seen = settings.pop("pretrain_recordings", None) or []
-    return settings | {"pretrained_on_participants": len({tuple(recording) for recording in seen})}
-
-
-def settings_text(title: str, value: Any) -> str:
-    """Settings, folded, as JSON."""
-    text = html.escape(json.dumps(value, indent=2, sort_keys=True))
-    return f"<details><summary>{html.escape(title)}</summary><pre>{text}</pre></details>\n"
-
-
-def build(arguments: argparse.Namespace) -> str:
-    """The whole page."""
-    parts = ["<h1>Report</h1>"]
-    if arguments.settings.get("simulated"):
-        parts.append(f'<p class="warning">{WARNING}</p>')
-    parts.append("<h1>Cohorts</h1>")
-    for folder in arguments.qc:
-        cohort = folder.resolve().parent.name
-        exclusions = read_text_table(folder / "exclusions.tsv")
-        parts.append(to_html([cohort_flow(cohort, read_json(folder / "summary.json"), exclusions)]))
-    parts.append(to_html([split_flow(path) for path in arguments.splits]))
-    for path in arguments.tables:
-        if not path.is_file():
-            raise UserError(f"{path}: expected a page of the stage tables, found no file; run tables")
-        parts.append(f"<h1>Results: {html.escape(path.stem)}</h1>")
-        parts.append(body_of(path.read_text(encoding="utf-8")))
-    parts.append("<h1>Figures</h1>")
-    parts += [image(path) for path in arguments.figures]
-    parts.append("<h1>Settings and versions</h1>")
-    parts += [settings_text(f"Encoder {path.parent.name}", encoder_settings(path)) for path in arguments.encoders]
-    parts += [
-        settings_text(f"Probes of {path.parent.name}", read_metadata(path)["settings"]) for path in arguments.splits
-    ]
-    parts.append(to_html([versions(arguments.splits)]))
-    return html_page("Report", "\n".join(parts))
+    report = results / "report.html"
+    if not report.is_file():
+        raise UserError(f"{report}: expected the report, found none; run snakemake (or give another results folder)")
+    tables = [path for path in sorted((results / "tables").glob("*.tsv")) if not path.stem.endswith("_sites")]
+    lines = []
+    for path in tables:
+        lines += [*main_rows(path), ""]
+    if any(read_json(path).get("simulated") for path in sorted(results.glob("*/qc/summary.json"))):
+        lines.append("SIMULATED DATA: these numbers describe a simulator, not people.")
+    lines += [f"tables  {path.with_suffix('')}.{{html,md,tsv,tex}}" for path in tables]
+    lines += ["tables  none: no cohort with phenotypes was probed"] if not tables else []
+    return "\n".join([*lines, f"report  {report}"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: write the page."""
+    """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.report", description=__doc__)
-    parser.add_argument("--settings", default={}, type=json.loads, help="simulated")
-    parser.add_argument("--qc", nargs="+", default=[], type=Path, help="qc folders of the cohorts")
-    parser.add_argument("--splits", nargs="+", default=[], type=Path, help="splits.parquet of the cohorts")
-    parser.add_argument("--tables", nargs="+", default=[], type=Path, help="<cohort>.html of the stage tables")
-    parser.add_argument("--figures", nargs="+", default=[], type=Path, help="figures (PNG), in this order")
-    parser.add_argument("--encoders", nargs="+", default=[], type=Path, help="config.json of the encoders")
-    parser.add_argument("--output", required=True, type=Path, help="report.html")
+    parser.add_argument("--settings", type=json.loads, help="simulated, and what the cohort files say, as JSON")
+    parser.add_argument("--results", type=Path, help="results folder of the files; its benchmarks are read, too")
+    parser.add_argument("--files", type=Path, nargs="+", default=[], help="files of the results folder to report on")
+    parser.add_argument("--output", type=Path, help="the page")
+    parser.add_argument("--where", type=Path, help="results folder: only tell where its report and tables lie")
     arguments = parser.parse_args(argv)
-    write_text(arguments.output, build(arguments))
+    if arguments.where:
+        print(where(arguments.where))
+        return
+    if not (arguments.settings and arguments.results and arguments.output):
+        parser.error("give --settings, --results and --output, or --where")
+    write_text(arguments.output, page(arguments.settings, Inputs(arguments.results, arguments.files)))
+    print(f"report: {arguments.output}")
 
 
 if __name__ == "__main__":
