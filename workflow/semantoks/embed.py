@@ -78,7 +78,7 @@ def encode(
     complete = corpus.complete(crop)
     for first in range(0, len(crops), settings.batch):
         rows = crops.iloc[first : first + settings.batch]
-        scans, starts = (torch.from_numpy(rows[name].to_numpy(np.int64)) for name in ("scan", "start"))
+        scans, starts = (torch.tensor(rows[name].to_numpy()) for name in ("scan", "start"))
         present = corpus.present_tokens(scans, crop, encoder.settings.patch).to(device)
         bold = corpus.crops(scans, starts, crop).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):

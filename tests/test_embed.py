@@ -1,0 +1,205 @@
+"""Encoding: the right crops, absent parts masked, HDF5 in the authors' layout, metadata of the contract."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fake_shards import interleaved, write_shard
+from semantoks import embed, pretrain, signals
+from semantoks.embed import EmbedSettings, crop_starts
+from semantoks.errors import UserError
+from semantoks.files import read_metadata, read_table, sha256
+from semantoks.model.encoder import scan_features
+from semantoks.model.encoder_folder import load_encoder
+from semantoks.training.corpus import load_corpus
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An encoder of crops of 60 samples, and shards with a short scan and one without network B."""
+    folder = tmp_path_factory.mktemp("embed")
+    valid = np.ones((4, 12), dtype=bool)
+    valid[2, [label == "B" for label in interleaved((5, 3, 4))]] = False
+    write_shard(folder / "shard.parquet", 4, [100, 45, 60, 63], valid=valid)
+    settings = {"preset": "tiny", "views": {"crop": 60}}
+    train(settings, folder / "shard.parquet", folder / "encoder_seed-0")
+    return folder
+
+
+def train(settings, shard, output, *further):
+    arguments = ["--settings", json.dumps(settings), "--shards", str(shard), "--seed", "0", "--output", str(output)]
+    pretrain.main([*arguments, *further])
+
+
+def run(folder, output, settings=None, shards=None, **further):
+    arguments = ["--settings", json.dumps(settings or {}), "--weights", str(folder / "encoder_seed-0")]
+    if "input" not in further:
+        arguments += ["--shards", *map(str, shards or [folder / "shard.parquet"])]
+    for name, value in further.items():
+        arguments += [f"--{name}", str(value)]
+    embed.main([*arguments, "--output", str(output)])
+    return read_table(output)
+
+
+def features(table):
+    return np.stack(table["features"].to_list())
+
+
+def test_crop_starts():
+    """linspace(0, T − 100, 8) truncated; one crop when T ≤ 100."""
+    assert crop_starts(180, 100, 8) == [0, 11, 22, 34, 45, 57, 68, 80]
+    assert crop_starts(100, 100, 8) == crop_starts(60, 100, 8) == [0]
+    assert crop_starts(103, 100, 8) == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert crop_starts(180, 100, 1) == [0]
+
+
+def test_rows_and_metadata_of_the_contract(folder, tmp_path):
+    table = run(folder, tmp_path / "encoder_seed-0.parquet")
+    assert table.columns.tolist() == [
+        *("cohort", "participant_id", "session_id", "recording_id", "crop", "start", "features")
+    ]
+    counts = table.groupby("recording_id")["crop"].count().to_dict()
+    assert list(counts.values()) == [8, 1, 1, 8]
+    assert features(table).shape == (18, 32)
+    assert features(table).dtype == np.float32
+    metadata = read_metadata(tmp_path / "encoder_seed-0.parquet")
+    assert metadata["encoder"] == "encoder_seed-0"
+    assert metadata["weights_sha256"] == sha256(folder / "encoder_seed-0" / "weights.safetensors")
+    assert metadata["pretrain_recordings"] == [["fake", f"{i:03d}"] for i in range(4)]
+
+
+def test_features_are_those_of_the_teacher_for_each_crop(folder, tmp_path):
+    table = run(folder, tmp_path / "a.parquet", {"batch": 5})
+    encoder = load_encoder(folder / "encoder_seed-0").encoder
+    corpus = load_corpus([folder / "shard.parquet"])
+    for index in (0, 3, 8, 9, 17):
+        row = table.iloc[index]
+        scan = torch.tensor([corpus.table["recording_id"].tolist().index(row["recording_id"])])
+        bold = corpus.crops(scan, torch.tensor([row["start"]]), 60)
+        absent = ~corpus.present_tokens(scan, 60, 20)
+        expected = scan_features(encoder(bold, absent))[0].detach().numpy()
+        np.testing.assert_allclose(row["features"], expected, atol=1e-5)
+
+
+def test_present_tokens_only_and_parts_of_the_features(folder, tmp_path):
+    both = features(run(folder, tmp_path / "a.parquet"))
+    np.testing.assert_array_equal(features(run(folder, tmp_path / "b.parquet", {"features": "average"})), both[:, :16])
+    np.testing.assert_array_equal(features(run(folder, tmp_path / "c.parquet", {"features": "cls"})), both[:, 16:])
+    present = features(run(folder, tmp_path / "d.parquet", {"present_tokens_only": True}))
+    assert np.abs(present - both)[:8].max() < 1e-5  # the first scan is complete
+    assert np.abs(present - both)[9, :16].max() > 1e-3  # the third lacks a network
+    np.testing.assert_array_equal(present[:, 16:], both[:, 16:])
+
+
+def test_bfloat16_features_are_close(folder, tmp_path):
+    exact = features(run(folder, tmp_path / "a.parquet"))
+    rounded = features(run(folder, tmp_path / "b.parquet", {"precision": "bf16"}))
+    assert np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_same_input_same_bytes(folder, tmp_path):
+    run(folder, tmp_path / "a.parquet")
+    first = (tmp_path / "a.parquet").read_bytes()
+    run(folder, tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == first
+
+
+def write_hdf5(path, bold, lengths, tr, name="cc12"):
+    with h5py.File(path, "w") as file:
+        file[f"timeseries/{name}"] = bold.astype(np.float16)
+        file["long_subject_id"] = np.array([f"site_{i:05d}" for i in range(len(bold))], dtype="S16")
+        file["ts_len"] = np.array(lengths, dtype=np.int32)
+        file["tr"] = np.array(tr, dtype=np.float32)
+
+
+def test_hdf5_in_the_authors_layout(folder, tmp_path):
+    """Unnormalised float16, padded with NaN, native TR: resampled, z-scored, and encoded like a shard of it."""
+    rng = np.random.default_rng(0)
+    bold = 100 * rng.standard_normal((2, 12, 90)).cumsum(axis=2)
+    bold[1, :, 70:] = np.nan
+    bold[1, 4] = 0.0
+    write_hdf5(tmp_path / "cohort.h5", bold, [90, 70], [2.0, 1.6])
+    table = run(folder, tmp_path / "a.parquet", input=tmp_path / "cohort.h5", atlas="cc12")
+    assert table["participant_id"].unique().tolist() == ["site_00000", "site_00001"]
+    assert table["cohort"].unique().tolist() == ["cohort"]
+    encoder = load_encoder(folder / "encoder_seed-0").encoder
+    stored = bold.astype(np.float16).astype(np.float64)
+    first = signals.zscore(stored[0])[:, :60].astype(np.float16)
+    second = np.zeros((12, 60), dtype=np.float16)
+    kept = np.arange(12) != 4
+    resampled = signals.zscore(signals.resample(stored[1, kept, :70], 1.6, 2.0))
+    second[kept, : resampled.shape[1]] = resampled[:, :60]
+    for row, scan in ((0, first), (8, second)):
+        n_patches = -(-min(60, resampled.shape[1] if row else 90) // 20)
+        mask = torch.arange(3).expand(1, 3, 3) >= n_patches
+        expected = scan_features(encoder(torch.from_numpy(scan.astype(np.float32))[None], mask))[0].detach()
+        np.testing.assert_allclose(table["features"].iloc[row], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.__delitem__("tr"), r"missing \['tr'\]"),
+        (lambda file: file.move("timeseries/cc12", "timeseries/other"), r"its atlases are \['other'\]"),
+        (lambda file: file["timeseries/cc12"].__setitem__((0, 3, 5), np.nan), "site_00000: expected data in all"),
+        (lambda file: file["ts_len"].__setitem__(0, 30), "site_00000: expected at least 40 samples, found 30"),
+    ],
+)
+def test_bad_hdf5_is_named(folder, tmp_path, change, message):
+    write_hdf5(tmp_path / "a.h5", np.random.default_rng(0).standard_normal((2, 12, 60)), [60, 60], [2.0, 2.0])
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        change(file)
+    with pytest.raises(UserError, match=message):
+        run(folder, tmp_path / "a.parquet", input=tmp_path / "a.h5", atlas="cc12")
+
+
+def test_hdf5_of_another_atlas_or_no_hdf5(folder, tmp_path):
+    write_hdf5(tmp_path / "a.h5", np.zeros((2, 13, 60)), [60, 60], [2.0, 2.0])
+    with pytest.raises(UserError, match="expected 12 ROIs as the encoder has, found 13"):
+        run(folder, tmp_path / "a.parquet", input=tmp_path / "a.h5", atlas="cc12")
+    (tmp_path / "b.h5").write_text("no hdf5")
+    with pytest.raises(UserError, match="expected an HDF5 file"):
+        run(folder, tmp_path / "a.parquet", input=tmp_path / "b.h5", atlas="cc12")
+    with pytest.raises(UserError, match="--atlas"):
+        run(folder, tmp_path / "a.parquet", input=tmp_path / "b.h5")
+
+
+def test_shards_of_another_tr_are_refused(folder, tmp_path):
+    shard = write_shard(tmp_path / "a.parquet", 2, settings={"tr": 0.8})
+    with pytest.raises(UserError, match=r"expected a TR of 2\.0 s"):
+        run(folder, tmp_path / "b.parquet", shards=[shard])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"crops": 0}, "embed.crops"), ({"cropz": 3}, "embed.cropz"), ({"features": "all"}, "embed.features")],
+)
+def test_wrong_settings_are_named(folder, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        run(folder, tmp_path / "a.parquet", settings)
+
+
+def test_defaults_are_the_published_evaluation():
+    assert EmbedSettings() == EmbedSettings(crops=8, features="cls_avg", present_tokens_only=False, precision="float32")
+
+
+def test_abide_in_the_authors_layout(shared, tmp_path):
+    """The real file: 821 scans at native TRs of 1.5–3 s, parcels without data included."""
+    source = shared / "data" / "abide1_cc200" / "abide1_cc200.h5"
+    with h5py.File(source) as file:
+        chosen = [0, 400, 820]
+        bold, lengths, tr = file["timeseries/cc200"][chosen], file["ts_len"][chosen], file["tr"][chosen]
+    write_hdf5(tmp_path / "abide.h5", bold, lengths, tr, "cc200")
+    shard = write_shard(tmp_path / "s.parquet", 4, 100, sizes=(60, 50, 90))
+    settings = {"preset": "tiny"}
+    train(settings, shard, tmp_path / "encoder_seed-0", "--random-initialisation")
+    table = run(tmp_path, tmp_path / "a.parquet", input=tmp_path / "abide.h5", atlas="cc200")
+    assert np.isfinite(features(table)).all()
+    seconds = pd.Series(lengths) * tr
+    expected = [8 if length >= 202 else 1 for length in seconds]
+    assert table.groupby("recording_id", sort=False)["crop"].count().tolist() == expected
