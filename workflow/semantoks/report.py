@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.report", description=__doc__)
     parser.add_argument("--settings", type=json.loads, help="simulated, and what the cohort files say, as JSON")
     parser.add_argument("--results", type=Path, help="results folder of the files; its benchmarks are read, too")
-    parser.add_argument("--files", type=Path, nargs="+", default=[], help="files of the results folder to report on")
+    parser.add_argument("--files", type=Path, nargs="*", default=[], help="files of the results folder to report on")
     parser.add_argument("--output", type=Path, help="the page")
     parser.add_argument("--where", type=Path, help="results folder: only tell where its report and tables lie")
     arguments = parser.parse_args(argv)

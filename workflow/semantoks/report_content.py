@@ -130,13 +130,12 @@ def caption_of(kind: str, subject: str) -> str:
 
 def general_reason(row: Mapping[str, Any] | pd.Series) -> str:
     """A reason for exclusion without what belongs to one recording: its names, files and numbers."""
-    text = str(row["exclude_reason"])
+    text = re.sub(r"\S*/\S*", "(file)", str(row["exclude_reason"]))
+    text = re.sub(r"[\w.-]+\.(?:nii|tsv|csv|json|1D|h5|hdf5|npy|txt)(?:\.gz)?\b", "(file)", text)
+    text = re.sub(r"\b(?:sub|ses)-[\w+-]*", "(name)", text)
     for name in ("recording_id", "participant_id", "session_id"):
         if isinstance(row[name], str):
             text = re.sub(rf"(?<!\w){re.escape(row[name])}(?!\w)", "(name)", text)
-    text = re.sub(r"\S*/\S*", "(file)", text)
-    text = re.sub(r"\b(?:sub|ses)-\w*\S*", "(name)", text)
-    text = re.sub(r"\b[\w.-]+\.(?:nii|tsv|csv|json|1D|h5|hdf5|npy|txt)(?:\.gz)?\b", "(file)", text)
     return re.sub(r"\d+(?:\.\d+)?", "…", text)
 
 
@@ -285,22 +284,24 @@ def origins(metadata: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]
 
 
 def time_and_memory(folder: Path) -> list[dict[str, Any]]:
-    """Jobs, time [s] and peak resident memory [MB] of every stage, from Snakemake's benchmark files."""
-    measured: dict[str, list[tuple[float, float]]] = {}
+    """Jobs, time [s] and peak resident memory [MB] of every stage, from Snakemake's benchmark files.
+
+    The memory of jobs too short to be measured is unknown (None where no job of a stage was measured).
+    """
+    jobs = []
     for path in sorted(folder.rglob("*.tsv")):
+        table = pd.read_csv(path, sep="\t").apply(pd.to_numeric, errors="coerce")
         stage = Path(path.relative_to(folder).parts[0]).stem
-        table = pd.read_csv(path, sep="\t")
-        seconds, memory = (pd.to_numeric(table[name], errors="coerce") for name in ("s", "max_rss"))
-        measured.setdefault(stage, []).append((seconds.mean(), memory.max()))
-    measured.pop("report", None)
+        jobs.append({"stage": stage, "seconds": table["s"].mean(), "memory": table["max_rss"].max()})
     order = {stage: place for place, stage in enumerate(STAGES)}
     rows = []
-    for stage in sorted(measured, key=lambda name: (order.get(name, len(order)), name)):
-        values = np.array(measured[stage])
-        known = np.where(np.isnan(values), 0, values)
-        row = {"stage": stage, "jobs": len(values), "seconds": known[:, 0].sum(), "longest": known[:, 0].max()}
-        rows.append(row | {"memory": known[:, 1].max()})
-    return rows
+    for stage, part in pd.DataFrame(jobs, columns=["stage", "seconds", "memory"]).groupby("stage"):
+        seconds, memory = part["seconds"], part["memory"].max()
+        row = {"stage": stage, "jobs": len(part), "seconds": seconds.sum(), "longest": seconds.max()}
+        rows.append(row | {"memory": None if np.isnan(memory) else memory})
+    # The report's own measurement would be that of the page before this one.
+    kept = [row for row in rows if row["stage"] != "report"]
+    return sorted(kept, key=lambda row: (order.get(str(row["stage"]), len(order)), row["stage"]))
 
 
 def table_bodies(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -326,7 +327,8 @@ def atlas_section(inputs: Inputs) -> dict[str, Any] | None:
     path = inputs.one("atlas/atlas.json")
     if path is None:
         return None
-    section: dict[str, Any] = {**read_json(path), "networks": [], "networks_sha256": None}
+    # An atlas of labels alone, for imported time series, has no voxels.
+    section: dict[str, Any] = {"voxel_size": None, "networks": [], "networks_sha256": None, **read_json(path)}
     if networks := inputs.one("atlas/networks.tsv"):
         section |= {"networks": network_rows(read_text_table(networks)), "networks_sha256": sha256(networks)}
     return section
