@@ -1,0 +1,318 @@
+"""Stage ``fmriprep``: preprocess one participant with fMRIPrep, and say in a status file how it ended.
+
+Whoever is finished already is recognised by the outputs and not run again. What fMRIPrep made is never deleted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semantoks.container_images import find_image
+from semantoks.errors import UserError, run_command
+from semantoks.files import read_json, write_json
+from semantoks.fmriprep_command import FmriprepSettings, Job, apptainer_file, build_command
+from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs
+
+_EXECUTABLES = {"docker": "fmriprep-docker", "podman": "podman", "apptainer": "apptainer", "native": "fmriprep"}
+_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)
+_KILLED = {code for number in _SIGNALS for code in (-number, 128 + number, 256 - number)}
+"""Exit codes of a killed command: as Python, shells and containers, and Python's own exit say it."""
+_DID_NOT_START = {125, 126, 127}
+"""Exit codes of engines that could not start the image, and of fMRIPrep without a valid licence or its tools."""
+_OUT_OF_MEMORY = re.compile(r"MemoryError|Cannot allocate memory|BrokenProcessPool|oom[-_ ]?kill|Out of memory", re.I)
+_ERROR_LINE = re.compile(r"error\b|exception|no space left|unable to find|not found|denied|is required", re.I)
+_LAST_LINES = 200
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Which submission of this job this is, of how many; only the last one turns a kill into a failure."""
+
+    number: int
+    of: int
+
+    @property
+    def last(self) -> bool:
+        """Whether no further attempt will follow."""
+        return self.number >= self.of
+
+
+def preprocess(
+    settings: FmriprepSettings, job: Job, attempt: Attempt, run: Callable[[list[str], Mapping[str, str]], Ended]
+) -> dict[str, Any]:
+    """Run fMRIPrep for one target unless it is finished; the content of the status file.
+
+    Parameters
+    ----------
+    run : executes a command with further environment variables.
+
+    Raises
+    ------
+    UserError
+        For what is wrong for every participant alike: licence, image, engine, paths.
+    SystemExit
+        With the command's exit code, when it was killed or ran out of memory and another attempt follows.
+    """
+    if not raw_runs(job.bids, job.target):
+        return _status(job, "failed", "no BOLD run fits the participant, session and filter")
+    journal = job.work.with_name(f"{job.work.name}.json")
+    killed = read_json(journal) if journal.is_file() else None
+    if not problems(job.derivatives, job.bids, job.target):
+        journal.unlink(missing_ok=True)
+        return _status(job, "done", None)
+    if killed and killed["last"]:
+        journal.unlink()
+        return _status(job, "failed", f"killed from outside: {_scheduler_state(killed['slurm_job'])}")
+    broken = _broken_links(job)
+    if broken:
+        return _status(job, "failed", f"{broken[0]} is a link to nothing (annexed data not fetched?)")
+
+    command, variables = command_of(settings, job)
+    check_ready(settings)
+    for folder in (job.derivatives, job.work, job.work / "home", job.work / "tmp"):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(journal, {"last": attempt.last, "slurm_job": os.environ.get("SLURM_JOB_ID")})
+    ended = run(command, variables)
+    journal.unlink()
+    return _judge(ended, job, attempt, shlex.join(command))
+
+
+def _judge(ended: Ended, job: Job, attempt: Attempt, command: str) -> dict[str, Any]:
+    """Status of a run that came to its end."""
+    if ended.code in _DID_NOT_START:
+        raise UserError(f"{job.target.name}: fMRIPrep did not start ({ended.reason}); the command was: {command}")
+    if ended.killed_or_out_of_memory and not attempt.last:
+        print(f"killed or out of memory ({ended.reason}): another attempt follows", file=sys.stderr)
+        raise SystemExit(ended.code if ended.code > 0 else 128 - ended.code)
+    missing = problems(job.derivatives, job.bids, job.target)
+    if ended.code:
+        return _status(job, "failed", ended.reason, command)
+    if missing:
+        return _status(job, "incomplete", f"fMRIPrep ended without error, but: {'; '.join(missing[:3])}", command)
+    shutil.rmtree(job.work, ignore_errors=True)
+    return _status(job, "done", None, command)
+
+
+def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[str, str]]:
+    """The command for a job and the environment variables it needs."""
+    image = None if settings.engine == "native" else find_image(settings.image, settings.version)
+    return build_command(settings, job, _licence(settings), image, _linked_folders(job))
+
+
+def check_ready(settings: FmriprepSettings) -> None:
+    """Refuse to start with what would fail for everybody: no command, no digest, no image, another version."""
+    executable = _EXECUTABLES[settings.engine]
+    if shutil.which(executable) is None:
+        raise UserError(
+            f"key 'fmriprep.engine': {settings.engine!r} needs the command {executable!r}, found none in PATH; "
+            "install it or choose another engine"
+        )
+    if settings.engine == "native":
+        return _check_installed_version(settings)
+    image = find_image(settings.image, settings.version)
+    if not image.resolved:
+        raise UserError(
+            f"containers/images.lock: expected the digest of {image.repository}:{image.tag}, found 'unresolved'; "
+            "run `make pins` where there is a network"
+        )
+    if settings.engine == "apptainer":
+        path = apptainer_file(settings, image)
+        if not path.is_file():
+            raise UserError(
+                f"{path}: expected the Apptainer image, found none; make it with "
+                f"`apptainer pull {path} docker://{image.reference}`"
+            )
+    elif subprocess.run([settings.engine, "image", "inspect", image.reference], capture_output=True).returncode:
+        raise UserError(
+            f"key 'fmriprep.image': expected {image.reference} on this machine, found none; "
+            f"fetch it with `{settings.engine} pull {image.reference}`"
+        )
+
+
+def _check_installed_version(settings: FmriprepSettings) -> None:
+    answer = subprocess.run(["fmriprep", "--version"], capture_output=True, text=True, env=_environment({}))
+    found = re.search(r"\d+(?:\.\w+)+", answer.stdout)
+    if not found or found[0] != settings.version:
+        raise UserError(
+            f"key 'fmriprep.version': expected fMRIPrep {settings.version} to be installed, "
+            f"found {found[0] if found else answer.stderr.strip()[-200:]!r}; install that version or change the key"
+        )
+
+
+def _licence(settings: FmriprepSettings) -> Path:
+    given = settings.licence or os.environ.get("FS_LICENSE")
+    if not given:
+        raise UserError(
+            "key 'fmriprep.licence': expected the path of FreeSurfer's licence file, found null, and the environment "
+            "variable FS_LICENSE is not set; a licence is free: https://surfer.nmr.mgh.harvard.edu/registration.html"
+        )
+    path = Path(given).absolute()
+    if not path.is_file() or path.stat().st_size == 0:
+        found = "an empty file" if path.exists() else "none"
+        raise UserError(f"{path}: expected FreeSurfer's licence file, found {found}; correct key 'fmriprep.licence'")
+    return path
+
+
+def _participant_files(job: Job) -> list[Path]:
+    return sorted((job.bids / f"sub-{job.target.participant}").rglob("*"))
+
+
+def _broken_links(job: Job) -> list[Path]:
+    return [path for path in _participant_files(job) if path.is_symlink() and not path.exists()]
+
+
+def _linked_folders(job: Job) -> list[Path]:
+    """Folders outside the BIDS folder in which the participant's linked files really lie."""
+    root = job.bids.resolve()
+    targets = {path.resolve().parent for path in _participant_files(job) if path.is_symlink()}
+    outside = sorted(folder for folder in targets if not folder.is_relative_to(root))
+    # a git annex keeps every file in a folder of its own: bind what they have in common below `annex`
+    annexes = {Path(*folder.parts[: folder.parts.index("annex") + 1]) for folder in outside if "annex" in folder.parts}
+    return sorted(annexes | {folder for folder in outside if "annex" not in folder.parts})
+
+
+def _status(job: Job, status: str, reason: str | None, command: str | None = None) -> dict[str, Any]:
+    """Content of the status file; ``command`` is what was run, ``version`` what the derivatives say."""
+    return {
+        "participant": job.target.participant,
+        "session": job.target.session,
+        "status": status,
+        "reason": reason,
+        "command": command,
+        "version": derivatives_version(job.derivatives),
+        "runs": raw_runs(job.bids, job.target),
+    }
+
+
+def _scheduler_state(slurm_job: str | None) -> str:
+    """What the scheduler says about a job that never came to its end."""
+    if slurm_job is None:
+        return "no word from a scheduler; memory, time limit, or the machine went down"
+    if shutil.which("sacct"):
+        query = ["sacct", "--noheader", "--parsable2", "--allocations", "--format", "State", "--jobs", slurm_job]
+        answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        if answer:
+            return f"Slurm job {slurm_job}: {answer.splitlines()[0]}"
+    return f"Slurm job {slurm_job}, whose state is unknown"
+
+
+# --- running a command ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit code and the last lines of its output."""
+
+    code: int
+    last_lines: tuple[str, ...]
+
+    @property
+    def killed_or_out_of_memory(self) -> bool:
+        """Whether more memory may help."""
+        told = any(_OUT_OF_MEMORY.search(line) for line in self.last_lines)
+        return self.code in _KILLED or (self.code != 0 and told)
+
+    @property
+    def reason(self) -> str:
+        """The exit code and the last line that tells of an error, or the last line at all."""
+        telling = [line for line in self.last_lines if _ERROR_LINE.search(line)] or list(self.last_lines)
+        what = "killed (memory or time limit?)" if self.code in _KILLED else f"exit code {self.code}"
+        return f"{what}: {telling[-1].strip()}" if telling else what
+
+
+def run_and_show(command: list[str], variables: Mapping[str, str]) -> Ended:
+    """Run a command, passing its output on; a request to stop is passed to it, too."""
+    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+    with subprocess.Popen(
+        command,
+        env=_environment(variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                if line.strip():
+                    last_lines.append(line)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return Ended(process.returncode, tuple(last_lines))
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """The present environment without this workflow's own Python path, which a native fMRIPrep must not see."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
+    return kept | dict(variables)
+
+
+def _label(value: str, prefix: str) -> str:
+    """A label without its prefix; what BIDS forbids never reaches a command line."""
+    label = value.removeprefix(prefix)
+    if not re.fullmatch(r"[A-Za-z0-9+]+", label):
+        raise UserError(f"label {value!r}: expected letters and digits (BIDS), with or without {prefix!r}")
+    return label
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of the stage."""
+    parser = argparse.ArgumentParser(prog="python -m semantoks.fmriprep", description=__doc__)
+    parser.add_argument("--settings", type=json.loads, required=True, help="section `fmriprep`, as JSON")
+    parser.add_argument("--bids", type=Path, required=True, help="BIDS folder")
+    parser.add_argument("--participant", required=True, help="label")
+    parser.add_argument("--session", help="label, for one job per session")
+    parser.add_argument("--output-derivatives", type=Path, required=True, help="folder for what fMRIPrep writes")
+    parser.add_argument("--work", type=Path, required=True, help="folder for work folders (key work_folder wins)")
+    parser.add_argument("--status", type=Path, required=True, help="status file to write (JSON)")
+    parser.add_argument("--threads", type=int, default=8, help="threads of the job (default %(default)s)")
+    parser.add_argument("--mem-mb", type=int, default=16000, help="memory of the job in MB (default %(default)s)")
+    parser.add_argument("--attempt", type=int, default=1, help="which submission of the job this is")
+    parser.add_argument("--attempts", type=int, default=1, help="how many submissions there are at most")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
+    arguments = parser.parse_args(argv)
+    settings = FmriprepSettings(**arguments.settings)
+    participant = _label(arguments.participant, "sub-")
+    session = _label(arguments.session, "ses-") if arguments.session else None
+    chosen = read_json(settings.bids_filter_file) if settings.bids_filter_file else {}
+    target = Target(participant, session, tuple(settings.output_spaces), chosen)
+    work = Path(settings.work_folder) if settings.work_folder else arguments.work
+    job = Job(
+        target,
+        arguments.bids.absolute(),
+        arguments.output_derivatives.absolute(),
+        work.absolute() / target.name,
+        arguments.threads,
+        arguments.mem_mb,
+    )
+    if arguments.dry_run:
+        command, variables = command_of(settings, job)
+        print(shlex.join([*(f"{key}={value}" for key, value in variables.items()), *command]))
+        try:
+            check_ready(settings)
+        except UserError as error:
+            print(f"this would not start: {error}", file=sys.stderr)
+        return
+    status = preprocess(settings, job, Attempt(arguments.attempt, arguments.attempts), run_and_show)
+    write_json(arguments.status, status)
+    print(f"{target.name}: {status['status']}" + (f" ({status['reason']})" if status["reason"] else ""))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,181 @@
+"""What a finished participant of fMRIPrep looks like: expected files, and what is missing or damaged of them."""
+
+from __future__ import annotations
+
+import fnmatch
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import yaml
+
+from semantoks.errors import UserError
+from semantoks.files import read_json
+
+OUTPUTS = Path(__file__).resolve().parents[2] / "resources" / "fmriprep_outputs.yaml"
+_SURFACES = {"fsaverage", "fsaverage5", "fsaverage6", "fsnative", "fsLR"}
+"""Output spaces of which fMRIPrep writes no volumes."""
+_ENTITY_OF_QUERY = {
+    "acquisition": "acq",
+    "ceagent": "ce",
+    "reconstruction": "rec",
+    "direction": "dir",
+    "session": "ses",
+}
+"""PyBIDS names of entities, as in a BIDS filter file, and the key in file names where it differs."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whose outputs are meant: a participant, optionally one session, and what fMRIPrep is asked to write.
+
+    Attributes
+    ----------
+    participant, session : labels without ``sub-`` and ``ses-``; session None means all.
+    spaces : as for ``--output-spaces``, e.g. ``MNI152NLin6Asym:res-2``.
+    bids_filter : content of fMRIPrep's ``--bids-filter-file``; empty means everything.
+    """
+
+    participant: str
+    session: str | None
+    spaces: tuple[str, ...]
+    bids_filter: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """``sub-01`` or ``sub-01_ses-1``."""
+        return f"sub-{self.participant}" + (f"_ses-{self.session}" if self.session else "")
+
+
+def raw_runs(bids: Path, target: Target) -> list[str]:
+    """Raw BOLD runs of the target, by name without echo; phase images are no runs."""
+    folder = bids / f"sub-{target.participant}"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected the participant's folder, found none; check label and BIDS folder")
+    wanted = target.bids_filter.get("bold", {})
+    runs = set()
+    for path in folder.rglob("func/*_bold.nii*"):
+        entities = dict(part.split("-", 1) for part in path.name.split("_")[:-1] if "-" in part)
+        if entities.get("part") == "phase" or (target.session and entities.get("ses") != target.session):
+            continue
+        if all(_fits(entities, query, value) for query, value in wanted.items()):
+            runs.add(re.sub(r"_echo-[A-Za-z0-9]+", "", path.name.rsplit("_bold", 1)[0]))
+    return sorted(runs)
+
+
+def problems(derivatives: Path, bids: Path, target: Target) -> list[str]:
+    """What a finished participant would have and this one has not; empty when finished.
+
+    Of several layouts of file names, the one with the fewest problems counts for a run. Annexed files whose content
+    is not at hand count as written.
+    """
+    layouts = yaml.safe_load(OUTPUTS.read_text(encoding="utf-8"))["layouts"]
+    found: list[str] = []
+    for run in raw_runs(bids, target):
+        session = re.search(r"_ses-([A-Za-z0-9+]+)", run)
+        folder = derivatives / f"sub-{target.participant}" / (f"ses-{session[1]}" if session else "") / "func"
+        by_layout = [list(_run_problems(folder, run, target.spaces, layout["files"])) for layout in layouts]
+        found += sorted(by_layout, key=len)[0]
+    return found
+
+
+def derivatives_version(derivatives: Path) -> str | None:
+    """fMRIPrep's version as its ``dataset_description.json`` tells it (``PipelineDescription`` before 20.2)."""
+    path = derivatives / "dataset_description.json"
+    if not path.is_file():
+        return None
+    description = read_json(path)
+    candidates = [*description.get("GeneratedBy", []), description.get("PipelineDescription", {})]
+    return next((str(c["Version"]) for c in candidates if str(c.get("Name", "")).lower() == "fmriprep"), None)
+
+
+def _fits(entities: Mapping[str, str], query: str, value: Any) -> bool:
+    """Whether a file's entities satisfy one line of a BIDS filter; what is no entity (suffix, …) does not matter here.
+
+    As in fMRIPrep, null asks for absence and ``*`` for presence; runs and echoes are compared as numbers.
+    """
+    if query in ("datatype", "suffix", "extension", "part"):
+        return True
+    found = entities.get(_ENTITY_OF_QUERY.get(query, query))
+    allowed = value if isinstance(value, list) else [value]
+    if found is None:
+        return None in allowed
+    return any(
+        choice == "*" or (choice is not None and str(choice) in (found, found.lstrip("0"))) for choice in allowed
+    )
+
+
+def _run_problems(folder: Path, run: str, spaces: Sequence[str], files: Sequence[str]) -> Iterator[str]:
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    frames = None
+    for file in files:
+        for space in _volume_spaces(spaces) if "{space}" in file else [""]:
+            wanted = file.format(run=run, space=space)
+            paths = [folder / name for name in present if fnmatch.fnmatchcase(name, wanted)]
+            if not paths:
+                yield f"no {wanted}"
+            for path in paths:
+                if not path.exists():
+                    continue
+                if path.suffix == ".tsv":
+                    if frames is not None and _rows(path) != frames:
+                        yield f"{path.name} has {_rows(path)} rows for {frames} volumes"
+                    continue
+                shape, damage = _shape_or_damage(path)
+                if damage:
+                    yield f"{path.name} is {damage}"
+                elif len(shape) == 4:
+                    frames = shape[3]
+
+
+def _volume_spaces(spaces: Sequence[str]) -> list[str]:
+    """Spaces as patterns of file names: ``MNI152NLin6Asym_res-2``; without a resolution any, or none, is written."""
+    patterns = []
+    for space in spaces:
+        template, *modifiers = space.split(":")
+        resolution = [modifier for modifier in modifiers if modifier.startswith("res-")]
+        if template not in _SURFACES:
+            patterns.append(f"{template}_{resolution[0]}" if resolution else f"{template}*")
+    return patterns
+
+
+def _shape_or_damage(path: Path) -> tuple[tuple[int, ...], str | None]:
+    """Shape of an image, and what is wrong with the file; a cut gzip stream is mostly seen without reading it all."""
+    try:
+        image = nib.load(path)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error) as error:
+        return (), f"unreadable ({error})"
+    size = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    if path.suffix != ".gz":
+        return image.shape, None if path.stat().st_size >= size else "cut short"
+    with path.open("rb") as file:
+        file.seek(-4, 2)
+        stored = int.from_bytes(file.read(4), "little")
+    # gzip ends with the size of its content modulo 2**32, unless it has several members
+    if stored != size % 2**32 and _content_size(path) < size:
+        return (), "cut short"
+    return image.shape, None
+
+
+def _content_size(path: Path) -> int:
+    """Uncompressed bytes of a gzip file, 0 when it is damaged."""
+    size = 0
+    try:
+        with gzip.open(path) as stream:
+            while block := stream.read(1 << 22):
+                size += len(block)
+    except (OSError, EOFError, zlib.error):
+        return 0
+    return size
+
+
+def _rows(table: Path) -> int:
+    """Rows of a TSV without its header."""
+    with table.open("rb") as file:
+        return sum(1 for line in file if line.strip()) - 1
