@@ -1,5 +1,5 @@
 # What the page says of a cohort. Paths and lists of participants are not among it.
-REPORT_KEYS = (
+REPORT_KEYS = [
     "description",
     "role",
     "space",
@@ -7,40 +7,35 @@ REPORT_KEYS = (
     "already_done",
     "confounds",
     "phenotypes",
-)
-
-
-def report_settings():
-    cohorts = {
-        cohort.name: {
-            **{key: cohort.settings[key] for key in REPORT_KEYS},
-            "source": cohort.source["type"],
-        }
-        for cohort in settings.cohorts
-    }
-    return json.dumps({"simulated": settings.values["simulated"], "cohorts": cohorts}, sort_keys=True)
-
-
-def report_files(wildcards):
-    """What the page is made of; the place of a file says what it is."""
-    files = [*rules.atlas.output, *rules.networks.output]
-    for cohort in settings.cohorts:
-        files += expand(rules.qc_summary.output, cohort=cohort.name)
-        for stage in ("timeseries", "qc", "shards"):
-            files += of_batches(f"{{cohort}}/{stage}/{{batch}}.parquet", cohort.name)
-    for encoder in settings.encoders.values():
-        files += folder_files(f"pretrain/{encoder.name}", ["config.json", "metrics.jsonl"])
-        files += [] if encoder.untrained else [RESULTS / "figures" / f"{encoder.name}_training.png"]
-    for cohort in settings.probe_cohorts:
-        files += folder_files(cohort, ["splits.parquet"])
-        files += folder_files("tables", [f"{cohort}.html", f"{cohort}.tsv"])
-        files += expand(rules.figures_of_probes.output, cohort=cohort)
-    return files
+]
 
 
 rule report:
+    # The place of a file says what it is.
     input:
-        files=report_files,
+        atlas=[*rules.atlas.output, *rules.networks.output],
+        quality=[expand(rules.qc_summary.output, cohort=cohort.name) for cohort in settings.cohorts],
+        batches=lambda wildcards: [
+            path
+            for cohort in settings.cohorts
+            for stage in ("timeseries", "qc", "shards")
+            for path in of_batches(f"{{cohort}}/{stage}/{{batch}}.parquet", cohort.name)
+        ],
+        encoders=expand(
+            RESULTS / "pretrain" / "{encoder}" / "{file}",
+            encoder=settings.encoders,
+            file=["config.json", "metrics.jsonl"],
+        ),
+        training=expand(
+            rules.figures_of_training.output,
+            encoder=[encoder.name for encoder in settings.encoders.values() if not encoder.untrained],
+        ),
+        splits=expand(rules.splits.output, cohort=settings.probe_cohorts),
+        tables=expand(
+            [rules.tables.output.html, rules.tables.output.table],
+            cohort=settings.probe_cohorts,
+        ),
+        probes=expand(rules.figures_of_probes.output, cohort=settings.probe_cohorts),
         texts=sorted((REPOSITORY / "workflow" / "report").glob("*")),
     output:
         report(
@@ -58,9 +53,19 @@ rule report:
         mem_mb=grows_with_attempt(2000),
         runtime=grows_with_attempt(30),
     params:
-        settings=report_settings(),
+        settings=json.dumps(
+            {
+                "simulated": settings.values["simulated"],
+                "cohorts": {
+                    cohort.name: {key: cohort.settings[key] for key in REPORT_KEYS} | {"source": cohort.source["type"]}
+                    for cohort in settings.cohorts
+                },
+            },
+            sort_keys=True,
+        ),
         code=code_version("report"),
         results=RESULTS,
     shell:
         "python -m semantoks.report --settings {params.settings:q} --results {params.results:q}"
-        " --files {input.files:q} --output {output:q} > {log:q} 2>&1"
+        " --files {input.atlas:q} {input.quality:q} {input.batches:q} {input.encoders:q} {input.training:q}"
+        " {input.splits:q} {input.tables:q} {input.probes:q} --output {output:q} > {log:q} 2>&1"
