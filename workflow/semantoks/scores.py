@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from semantoks.errors import UserError
-from semantoks.metrics import METRICS, within_site
+from semantoks.metrics import METRICS, SMALLER_IS_BETTER, within_site
 from semantoks.statistics import (
     SiteResamples,
     bootstrap_p,
@@ -188,11 +188,12 @@ class RandomSplits:
         table = np.array(values)
         return Summary(table.mean(axis=0), np.mean(draws, axis=0), table.mean(axis=1))
 
-    def p(self, row: Summary, reference: Summary) -> float:
-        """Two-sided p of the difference to the reference (corrected t-test)."""
+    def p(self, row: Summary, other: Summary, better: int) -> float:
+        """P of the difference to another row (corrected t-test): two-sided, or, with ``better`` ±1, of that sign."""
         first = self.task.repetitions
         train, test = (float(np.mean([getattr(r, name) for r in first])) for name in ("n_train", "n_test"))
-        return nadeau_bengio(row.values - reference.values, train, test).p
+        made = nadeau_bengio((row.values - other.values) * (better or 1), train, test)
+        return made.p_greater if better else made.p
 
 
 class HeldOutSites:
@@ -235,9 +236,9 @@ class HeldOutSites:
     def _site(self, rows: npt.NDArray[np.intp], scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
         return within_site(self.task.kind, self.repetition.y_true[rows], scores[rows], weights)
 
-    def p(self, row: Summary, reference: Summary) -> float:
-        """Two-sided p of the difference to the reference (bootstrap over sites and participants)."""
-        return bootstrap_p(row.draws - reference.draws)
+    def p(self, row: Summary, other: Summary, better: int) -> float:
+        """P of the difference to another row (bootstrap over sites and participants), sided as in RandomSplits."""
+        return bootstrap_p((row.draws - other.draws) * (better or 1), greater=bool(better))
 
     def by_site(self, row: Row) -> Iterator[dict[str, Any]]:
         """Each site's own value, averaged over pretraining seeds; NaN where it is not defined (one class)."""
@@ -293,10 +294,11 @@ def score_task(task: TaskScores, settings: Mapping[str, Any]) -> tuple[list[dict
                 "n_test": np.mean([r.n_test for r in task.repetitions]),
                 "transductive": row.transductive,
             }
-            for column, against in (("", reference), ("_majority", "majority")):
+            upwards = -1 if metric in SMALLER_IS_BETTER else 1
+            for column, against, better in (("", reference, 0), ("_majority", "majority", upwards)):
                 other = summaries.get(against) if against != row.name else None
                 record[f"difference{column}"] = made.values.mean() - other.values.mean() if other else np.nan
-                record[f"p{column}"] = protocol.p(made, other) if other else np.nan
+                record[f"p{column}"] = protocol.p(made, other, better) if other else np.nan
             records.append(record)
     sites = []
     if isinstance(protocol, HeldOutSites):

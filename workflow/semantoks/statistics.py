@@ -21,19 +21,25 @@ Index = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A corrected t-test: mean difference, its standard error, t, degrees of freedom and two-sided p."""
+    """A corrected t-test: mean difference, its standard error, t, degrees of freedom.
+
+    ``p`` is two-sided, ``p_greater`` that of a difference above 0.
+    """
 
     difference: float
     standard_error: float
     t: float
     degrees_of_freedom: int
     p: float
+    p_greater: float
 
 
 def nadeau_bengio(differences: Sequence[float] | Floats, n_train: float, n_test: float) -> PairedTest:
     """Corrected resampled t-test of paired differences over repeated random splits.
 
     t = d̄ / √((1/k + n_test/n_train)·s²), k − 1 degrees of freedom (Nadeau & Bengio, Machine Learning 52, 2003, eq. 9).
+    The correction supposes that differences of two repetitions correlate by n_test/(n_train + n_test). They correlate
+    more for AUROC of heads on a handful of features: there up to a tenth of true nulls are rejected at .05.
 
     Parameters
     ----------
@@ -55,9 +61,11 @@ def nadeau_bengio(differences: Sequence[float] | Floats, n_train: float, n_test:
     error = float(np.sqrt((1 / len(values) + n_test / n_train) * values.var(ddof=1)))
     if error <= 1e-15:
         # The same difference in every repetition: nothing to test when it is none, beyond doubt otherwise.
-        return PairedTest(mean, 0.0, 0.0 if mean == 0 else np.copysign(np.inf, mean), len(values) - 1, float(mean == 0))
+        t = 0.0 if mean == 0 else float(np.copysign(np.inf, mean))
+        return PairedTest(mean, 0.0, t, len(values) - 1, float(mean == 0), float(mean <= 0))
     t = mean / error
-    return PairedTest(mean, error, t, len(values) - 1, float(2 * stats.t.sf(abs(t), len(values) - 1)))
+    freedom = len(values) - 1
+    return PairedTest(mean, error, t, freedom, float(2 * stats.t.sf(abs(t), freedom)), float(stats.t.sf(t, freedom)))
 
 
 def holm(p_values: Sequence[float] | Floats) -> Floats:
@@ -80,11 +88,16 @@ def interval(draws: Floats, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_p(differences: Floats) -> float:
-    """Two-sided p of a paired difference from its bootstrap draws: (1 + 2·min(#≤0, #≥0)) / (1 + draws), at most 1."""
+def bootstrap_p(differences: Floats, greater: bool = False) -> float:
+    """P of a paired difference from its bootstrap draws.
+
+    Two-sided: (1 + 2·min(#≤0, #≥0)) / (1 + draws), at most 1. With ``greater``: (1 + #≤0) / (1 + draws).
+    """
     known = differences[~np.isnan(differences)]
     if not len(known):
         return float("nan")
+    if greater:
+        return float((1 + (known <= 0).sum()) / (1 + len(known)))
     beyond = min((known <= 0).sum(), (known >= 0).sum())
     return float(min((1 + 2 * beyond) / (1 + len(known)), 1))
 

@@ -56,7 +56,7 @@ def p_value(value: float) -> str:
 
 
 def marks(record: Mapping[str, Any], alpha: float) -> str:
-    """↑ or ↓: better or worse than the reference row; °: not distinguishable from the majority row (both Holm)."""
+    """↑ or ↓: better or worse than the reference row; °: not better than the majority row (both Holm)."""
     text = ""
     if record["p_adjusted"] < alpha:
         better = (record["difference"] > 0) != (record["metric"] in SMALLER_IS_BETTER)
@@ -180,9 +180,10 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
         f"[…] is a {share:.0%} bootstrap interval ({settings['draws']} draws) over participants (families), stratified "
         "by class, given the trained models; under leave-site-out over sites, then participants within sites.",
         f"↑ ↓ better or worse than the reference row ({settings['reference']['classification']} for classes, "
-        f"{settings['reference']['regression']} for numbers), ° not distinguishable from the majority row, at "
+        f"{settings['reference']['regression']} for numbers), ° not better than the majority row, at "
         f"{settings['alpha']} after Holm's adjustment over all rows and tasks of a protocol. Random splits: corrected "
-        "resampled t-test (Nadeau & Bengio 2003); leave-site-out: bootstrap of the paired difference.",
+        "resampled t-test (Nadeau & Bengio 2003); leave-site-out: bootstrap of the paired difference, which is liberal "
+        "with fewer than five sites. Two-sided against the reference, one-sided against the majority row.",
         "Within-site AUROC: mean over sites weighted by the pairs compared; within-site r: weighted by participants "
         "less one. Sites with one class have none.",
     ]

@@ -115,7 +115,7 @@ def fit(head: str, features: Floats, target: npt.NDArray, n_classes: int, penalt
         return Constant(np.asarray(values, dtype=np.float64))
     strength = penalty * len(target)
     if head == "logistic":
-        model = LogisticRegression(C=1 / strength, class_weight="balanced", max_iter=2000, tol=1e-4)
+        model = LogisticRegression(C=1 / strength, class_weight="balanced", max_iter=2000, tol=1e-5)
         return _Logistic(model.fit(features, target), n_classes)
     assert head == "ridge", head
     if n_classes:

@@ -60,10 +60,13 @@ class Heads:
 
 
 def batches_of(n_samples: int) -> list[int]:
-    """Sizes of an epoch's batches: min(256, max(1, n // 8)), last partial one kept, one of a single sample merged."""
-    size = min(LARGEST_BATCH, max(1, n_samples // 8))
+    """Sizes of an epoch's batches: min(256, n // 8), the last partial one kept.
+
+    No batch has a single sample, which BatchNorm cannot normalise: sizes start at 2 and a last one of 1 is merged.
+    """
+    size = min(LARGEST_BATCH, max(2, n_samples // 8))
     sizes = [size] * (n_samples // size) + ([n_samples % size] if n_samples % size else [])
-    if size > 1 and sizes[-1] == 1:
+    if len(sizes) > 1 and sizes[-1] == 1:
         sizes.pop()
         sizes[-1] += 1
     return sizes
