@@ -28,8 +28,12 @@ def folder(tmp_path_factory) -> Path:
     config = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
     encoder = {"preset": "tiny", "optimiser": {"epochs": 4}, "seeds": [0], "random_seeds": [0]}
     config["pretrain"] = {"encoders": {"tiny": encoder}}
-    config["probe"] |= {"repetitions": 3, "epochs": 5}
+    config["probe"] |= {"repetitions": 3, "epochs": 5, "heads": ["published", "logistic", "ridge"]}
     config["batch_size"] = 20
+    cohort = folder / "config/cohorts/demo.yaml"
+    described = yaml.safe_load(cohort.read_text())
+    described["phenotypes"] = {name: described["phenotypes"][name] for name in ("diagnosis", "age", "null_01")}
+    cohort.write_text(yaml.safe_dump(described))
     write(folder, config)
     result = snakemake(folder)
     assert result.returncode == 0, result.stdout + result.stderr
