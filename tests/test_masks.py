@@ -132,7 +132,7 @@ def test_the_reference_masks_less_than_it_says():
 
 def test_canonical_networks_are_masked_whole():
     canonical = [0, 0, 1, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8]
-    masks = draw(len(canonical), kind="network", canonical=canonical)
+    masks = draw(len(canonical), kind="network", canonical=torch.tensor(canonical))
     for group in set(canonical):
         rows = [row for row, owner in enumerate(canonical) if owner == group]
         assert (masks[:, rows] == masks[:, rows[:1]]).all()

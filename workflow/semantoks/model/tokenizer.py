@@ -126,6 +126,8 @@ class SemanticTokenizer(nn.Module):
         n_patches = n_samples // self.patch
         bold = bold[..., : n_patches * self.patch].transpose(0, 1)
         rows = bold.index_select(0, self.roi_order).view(len(self.roi_order), -1, self.patch)
+        if torch.is_autocast_enabled(rows.device.type):  # once, instead of in every product
+            rows = rows.to(torch.get_autocast_dtype(rows.device.type))
         if bold.device.type == "cpu" and len(self._sizes) <= _LOOP_LIMIT:
             pooled = torch.stack([self._pooled(features) for features in self._features_in_turn(rows)])
         else:

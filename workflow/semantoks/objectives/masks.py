@@ -42,7 +42,7 @@ class MaskSettings:
 
 
 def draw_masks(
-    present: Tensor, settings: MaskSettings, generator: torch.Generator, canonical: Sequence[int] | None = None
+    present: Tensor, settings: MaskSettings, generator: torch.Generator, canonical: Tensor | None = None
 ) -> Tensor:
     """Draw one mask per crop.
 
@@ -53,8 +53,8 @@ def draw_masks(
     ----------
     present : [B, N, P] bool, tokens with data: a set of networks × a run of patches from the first on.
     generator : on the device of ``present``.
-    canonical : for finer tokens, the canonical network of each of the N token rows; network slices then
-        take whole canonical networks.
+    canonical : for finer tokens, the canonical network of each of the N token rows, [N] int64 below N; network
+        slices then take whole canonical networks.
 
     Returns
     -------
@@ -74,16 +74,16 @@ def draw_masks(
 
 
 def _networks(
-    present: Tensor, settings: MaskSettings, generator: torch.Generator, canonical: Sequence[int] | None
+    present: Tensor, settings: MaskSettings, generator: torch.Generator, canonical: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Random networks [B, N], and whether the reference's range of counts [B] holds one.
 
     k of N networks, k uniform on ⌊low·N⌋ … ⌊high·N⌋−1 (exact: of the rounded bounds), N counting present ones.
     """
-    groups = torch.tensor(range(present.shape[1]) if canonical is None else canonical, device=present.device)
-    n_groups = present.shape[1] if canonical is None else max(canonical) + 1
-    group_present = torch.zeros(len(present), n_groups, device=present.device)
-    group_present = group_present.index_add(1, groups, present.float()) > 0
+    if canonical is None:
+        group_present = present
+    else:
+        group_present = torch.zeros_like(present, dtype=torch.float32).index_add(1, canonical, present.float()) > 0
     n_present = group_present.sum(dim=1)
     if settings.exact_ratio:
         low, high = (settings.low * n_present).round().long(), (settings.high * n_present).round().long()
@@ -94,7 +94,8 @@ def _networks(
     count = low + (draw * (high - low + 1).clamp(min=1)).long()
     count = torch.minimum(count, (n_present - 1).clamp(min=0))
     draws = _uniform(group_present.shape, generator).masked_fill(~group_present, 2.0)
-    return smallest(draws, count)[:, groups], high >= low
+    chosen = smallest(draws, count)
+    return chosen if canonical is None else chosen[:, canonical], high >= low
 
 
 def _patches(present: Tensor, settings: MaskSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,8 @@ class Batches:
         share = sampler.batch // world_size()
         self._local = slice(process_rank() * share, (process_rank() + 1) * share)
         self._complete = corpus.complete(settings.views.crop)
-        self._canonical = canonical_networks(corpus, settings)
+        canonical = canonical_networks(corpus, settings)
+        self._canonical = None if canonical is None else canonical.to(device)
 
     def __call__(self, first_step: int, n_steps: int) -> Iterator[Views]:
         """Views of the steps ``first_step`` … ``n_steps`` − 1."""
@@ -85,12 +86,12 @@ class Batches:
         return part
 
 
-def canonical_networks(corpus: Corpus, settings: PretrainSettings) -> list[int] | None:
-    """For each token row the canonical network it belongs to, or None when every row is its own."""
+def canonical_networks(corpus: Corpus, settings: PretrainSettings) -> Tensor | None:
+    """For each token row the number of its canonical network, int64 [N]; None when every row is its own."""
     if not settings.masks.canonical:
         return None
     networks = corpus.networks
     if settings.model.tokenizer == "linear":
-        return list(networks.of_roi)
+        return torch.tensor(networks.of_roi)
     names = [name.split("_")[0] for name in networks.names]
-    return [list(dict.fromkeys(names)).index(name) for name in names]
+    return torch.tensor([names.index(name) for name in names])
