@@ -23,11 +23,11 @@ import numpy as np
 
 from semantoks.simulation.atlas import NETWORKS
 
-PASS_BAND = (0.012, 0.08)
+PASS_BAND = (0.012, 0.09)
 """All network processes live inside this band [Hz], well inside the usual filter of .01-.1 Hz."""
-PEAKS = np.array([0.030, 0.034, 0.042, 0.038, 0.028, 0.044, 0.032, 0.040, 0.036])
+PEAKS = np.array([0.045, 0.050, 0.058, 0.052, 0.042, 0.060, 0.048, 0.055, 0.050])
 """Spectral peak of each network in the population [Hz]."""
-PEAK_WIDTH = 0.25
+PEAK_WIDTH = 0.2
 """Standard deviation of the spectral peak in log frequency."""
 SHARED_PEAK, SHARED_WIDTH, N_SHARED = 0.035, 0.6, 3
 """Spectrum of the processes that networks share."""

@@ -30,15 +30,15 @@ AGE_RANGE = (20.0, 70.0)
 
 # Change of a network's log peak frequency per unit of the phenotype's code (see Participant.code).
 PEAK_EFFECTS = {
-    "diagnosis": {"Default": 0.30, "SalVentAttn": 0.30},
-    "sex": {"SomMot": -0.30, "Vis": 0.30},
-    "age": {"Cont": -0.10, "Subcortex": -0.10},
+    "diagnosis": {"Default": 0.25, "SalVentAttn": 0.25},
+    "sex": {"SomMot": -0.35, "Vis": 0.35},
+    "age": {"Cont": -0.18, "Subcortex": -0.18, "Limbic": -0.18},
 }
-PEAK_SPREAD = 0.10
+PEAK_SPREAD = 0.12
 """Standard deviation over people of each network's log peak frequency."""
-PROPAGATION_EFFECT = {"DorsAttn": 2.5}
+PROPAGATION_EFFECT = {"DorsAttn": 0.8}
 """Delay [s] from the middle of a network to its end; it runs one way in patients and the other way in controls."""
-PROPAGATION_SPREAD = 0.7
+PROPAGATION_SPREAD = 0.4
 """Standard deviation over people of that delay [s]."""
 LOADING_SPREAD = 0.25
 """Relative standard deviation over people of each parcel's coupling: the fingerprint in static FC."""
