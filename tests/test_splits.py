@@ -51,6 +51,15 @@ class TestRandom:
         shares = patient.groupby([rows["repetition"], rows["part"]]).mean()
         assert shares.between(0.19, 0.21).all()
 
+    def test_a_number_is_stratified_by_its_quarters(self, tmp_path: Path) -> None:
+        table = participants_table(200)
+        phenotypes = {"score": {"column": "score", "type": "classification", "bins": 4, "stratify": ["score"]}}
+        rows, _ = split(tmp_path, table, phenotypes=phenotypes)
+        tested = rows[(rows["part"] == "test") & (rows["protocol"] == "random")]
+        quarter = pd.qcut(table.set_index(table["participant_id"].str[4:])["score"].astype(float), 4, labels=False)
+        counts = tested.groupby("repetition")["participant_id"].apply(lambda names: quarter[names].value_counts())
+        assert counts.between(9, 11).all()
+
     def test_repetitions_differ(self, tmp_path: Path) -> None:
         rows, _ = split(tmp_path, participants_table())
         tests = rows[(rows["part"] == "test") & (rows["protocol"] == "random") & (rows["phenotype"] == "score")]
@@ -135,7 +144,7 @@ class TestEverySplit:
         ("rare", "stratify", "message"),
         [
             (1, ["group"], "cannot be split"),
-            (2, [], r"the \w+ part lacks 1 of 2 classes.*phenotypes\.group\.stratify"),
+            (2, [], r"the \w+ part has 1 of 2 classes.*phenotypes\.group\.stratify"),
         ],
     )
     def test_a_class_that_is_too_rare(self, tmp_path: Path, rare: int, stratify: list, message: str) -> None:

@@ -38,6 +38,10 @@ FEWEST = 10
 """Fewest participants of a phenotype that can be split into three parts worth naming."""
 
 
+MOST_STRATA = 10
+"""A numeric column with more values than this is stratified by its quarters."""
+
+
 @dataclass(frozen=True)
 class Units:
     """The units of a split: families, each with its participants and the stratum of its first participant."""
@@ -73,8 +77,16 @@ def make_units(participants: Sequence[str], family: pd.Series, strata: pd.DataFr
         members.setdefault(str(family[participant]), []).append(participant)
     if strata is None:
         return Units(members, None)
-    joint = strata.fillna("n/a").astype(str).agg(" | ".join, axis=1)
+    joint = strata.apply(_coarse).agg(" | ".join, axis=1)
     return Units(members, {name: str(joint[group[0]]) for name, group in members.items()})
+
+
+def _coarse(column: pd.Series) -> pd.Series:
+    """A column as few strata: a number with many values as its quarter, anything else as it is."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    if column.nunique() > MOST_STRATA and numbers.notna().eq(column.notna()).all():
+        column = pd.qcut(numbers, 4, labels=False, duplicates="drop")
+    return column.map(str, na_action="ignore").fillna("n/a")
 
 
 def random_parts(units: Units, repetition: int, test_share: float, validation_share: float, key: str) -> dict[str, str]:
@@ -138,8 +150,8 @@ def all_parts(
 def check_classes(phenotype: Phenotype, values: pd.Series, parts: Mapping[str, str], where: str, whole: bool) -> None:
     """Refuse a split whose parts cannot be fitted or scored.
 
-    The training and validation part need every class; with ``whole`` the test part too (a held-out site may lack one:
-    there its own metrics are n/a and the pooled ones stand).
+    The training part needs every class, the validation part two; with ``whole`` the test part too (a held-out site may
+    have one: there its own metrics are n/a and the pooled ones stand).
     """
     part = pd.Series(parts)
     training = part.index[part == "train"]
@@ -149,11 +161,10 @@ def check_classes(phenotype: Phenotype, values: pd.Series, parts: Mapping[str, s
     classes = set(target)
     for name in ("train", "validation", "test") if whole else ("train", "validation"):
         found = set(target[part.index[part == name]])
-        if found != classes:
+        if len(found) < (len(classes) if name == "train" else 2):
             raise UserError(
-                f"{where}: the {name} part lacks {len(classes - found)} of {len(classes)} classes of the phenotype; "
-                f"name its column under phenotypes.{phenotype.name}.stratify, or drop the rare class with values or "
-                "filter"
+                f"{where}: the {name} part has {len(found)} of {len(classes)} classes of the phenotype; name its "
+                f"column under phenotypes.{phenotype.name}.stratify, or drop the rare class with values or filter"
             )
 
 
