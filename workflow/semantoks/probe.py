@@ -40,7 +40,7 @@ def predict_majority(tasks: Sequence[Task], refit: bool) -> Iterator[tuple[Task,
     for task in tasks:
         fitted = _fitted(task, refit)
         nothing = np.zeros((len(task.target), 1))
-        head = fit(MAJORITY, nothing[fitted], task.target[fitted], task.n_classes, 0.0)
+        head = fit(MAJORITY, nothing[fitted], task.target[fitted], task.n_classes, [0.0])[0]
         yield task, Prediction(head.scores(nothing[task.test]), "none", len(fitted))
 
 
@@ -66,7 +66,7 @@ def predict_solved(
             parts = (training, task.validation)
             penalty, fitted = tune(head, first, task.target, task.n_classes, parts, settings["penalties"])
             if settings["refit"]:
-                fitted = fit(head, second[both], task.target[both], task.n_classes, penalty)
+                (fitted,) = fit(head, second[both], task.target[both], task.n_classes, [penalty])
             yield head, task, Prediction(fitted.scores(second[task.test]), f"penalty {penalty:g}", len(both))
 
 

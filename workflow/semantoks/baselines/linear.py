@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.linear_model import LogisticRegression
 
 from semantoks.baselines.features import Index, Matrix
 
@@ -69,22 +69,16 @@ class _Logistic:
 
 
 @dataclass(frozen=True)
-class _RidgeClasses:
-    model: RidgeClassifier
-    n_classes: int
+class Linear:
+    """Scores ``features @ weight + intercept``."""
+
+    weight: Floats
+    intercept: Floats
 
     def scores(self, features: Floats) -> Floats:
-        decision = self.model.decision_function(features)
-        return np.stack([-decision, decision], axis=1) if decision.ndim == 1 else decision
-
-
-@dataclass(frozen=True)
-class _RidgeNumber:
-    model: Ridge
-
-    def scores(self, features: Floats) -> Floats:
-        predicted: Floats = self.model.predict(features)
-        return predicted[:, None]
+        """Scores of the rows of ``features``."""
+        made: Floats = features @ self.weight + self.intercept
+        return made
 
 
 @dataclass(frozen=True)
@@ -98,8 +92,8 @@ class Constant:
         return np.tile(self.values, (len(features), 1))
 
 
-def fit(head: str, features: Floats, target: npt.NDArray, n_classes: int, penalty: float) -> Head:
-    """Fit one head.
+def fit(head: str, features: Floats, target: npt.NDArray, n_classes: int, penalties: Sequence[float]) -> list[Head]:
+    """Fit one head with each of several penalties.
 
     Parameters
     ----------
@@ -107,21 +101,50 @@ def fit(head: str, features: Floats, target: npt.NDArray, n_classes: int, penalt
     features : [n, features].
     target : [n] class ids, or numbers when ``n_classes`` is 0.
     n_classes : number of classes; 0 for a regression.
-    penalty : weight of the squared norm of the coefficients, relative to the mean loss per participant. Classes weigh
-        the same whatever their size.
+    penalties : weights of the squared norm of the coefficients, relative to the mean loss per participant. Classes
+        weigh the same whatever their size.
     """
     if head == "majority":
         values = np.bincount(target, minlength=n_classes) / len(target) if n_classes else target.mean(keepdims=True)
-        return Constant(np.asarray(values, dtype=np.float64))
-    strength = penalty * len(target)
+        return [Constant(np.asarray(values, dtype=np.float64))] * len(penalties)
     if head == "logistic":
-        model = LogisticRegression(C=1 / strength, class_weight="balanced", max_iter=2000, tol=1e-5)
-        return _Logistic(model.fit(features, target), n_classes)
+        return [_fit_logistic(features, target, n_classes, penalty * len(target)) for penalty in penalties]
     assert head == "ridge", head
-    if n_classes:
-        classifier = RidgeClassifier(alpha=strength, class_weight="balanced", solver="cholesky")
-        return _RidgeClasses(classifier.fit(features, target), n_classes)
-    return _RidgeNumber(Ridge(alpha=strength, solver="cholesky").fit(features, target))
+    if not n_classes:
+        return ridge(features, target[:, None], np.ones(len(target)), penalties)
+    true = target[:, None] == np.arange(n_classes)
+    share = np.maximum(true.sum(axis=0), 1)
+    return ridge(features, np.where(true, 1.0, -1.0), (len(target) / (n_classes * share))[target], penalties)
+
+
+def _fit_logistic(features: Floats, target: npt.NDArray, n_classes: int, strength: float) -> Head:
+    model = LogisticRegression(C=1 / strength, class_weight="balanced", max_iter=2000, tol=1e-5)
+    return _Logistic(model.fit(features, target), n_classes)
+
+
+def ridge(features: Floats, targets: Floats, weights: Floats, penalties: Sequence[float]) -> list[Head]:
+    """Weighted ridge regression with intercept, for all penalties from one eigendecomposition.
+
+    Minimises Σ wᵢ·(yᵢ − xᵢ·b − a)² + n·penalty·|b|², as ``sklearn.linear_model.Ridge`` does for one penalty.
+
+    Parameters
+    ----------
+    features : [n, features].
+    targets : [n, outputs].
+    weights : [n] weight of each row.
+    penalties : relative to n.
+    """
+    mean = np.average(features, axis=0, weights=weights)
+    level = np.average(targets, axis=0, weights=weights)
+    root = np.sqrt(weights)[:, None]
+    centred = (features - mean) * root
+    variance, axes = linalg.eigh(centred.T @ centred, driver="evd", overwrite_a=True, check_finite=False)
+    projected = axes.T @ (centred.T @ ((targets - level) * root))
+    heads: list[Head] = []
+    for penalty in penalties:
+        weight = axes @ (projected / (np.maximum(variance, 0) + penalty * len(features))[:, None])
+        heads.append(Linear(weight, level - mean @ weight))
+    return heads
 
 
 def loss(head: str, scores: Floats, target: npt.NDArray, n_classes: int) -> float:
@@ -163,8 +186,9 @@ def tune(
     """
     training, validation = parts
     best: tuple[float, float, Head] | None = None
-    for penalty in sorted(penalties, reverse=True):
-        fitted = fit(head, scores[training], target[training], n_classes, penalty)
+    strongest_first = sorted(penalties, reverse=True)
+    heads = fit(head, scores[training], target[training], n_classes, strongest_first)
+    for penalty, fitted in zip(strongest_first, heads, strict=True):
         error = loss(head, fitted.scores(scores[validation]), target[validation], n_classes)
         if best is None or error < best[0]:
             best = (error, penalty, fitted)
