@@ -295,13 +295,13 @@ def time_and_memory(folder: Path) -> list[dict[str, Any]]:
         jobs.append({"stage": stage, "seconds": table["s"].mean(), "memory": table["max_rss"].max()})
     order = {stage: place for place, stage in enumerate(STAGES)}
     rows = []
-    for stage, part in pd.DataFrame(jobs, columns=["stage", "seconds", "memory"]).groupby("stage"):
+    for name, part in pd.DataFrame(jobs, columns=["stage", "seconds", "memory"]).groupby("stage"):
         seconds, memory = part["seconds"], part["memory"].max()
-        row = {"stage": stage, "jobs": len(part), "seconds": seconds.sum(), "longest": seconds.max()}
+        row = {"stage": str(name), "jobs": len(part), "seconds": seconds.sum(), "longest": seconds.max()}
         rows.append(row | {"memory": None if np.isnan(memory) else memory})
     # The report's own measurement would be that of the page before this one.
     kept = [row for row in rows if row["stage"] != "report"]
-    return sorted(kept, key=lambda row: (order.get(str(row["stage"]), len(order)), row["stage"]))
+    return sorted(kept, key=lambda row: (order.get(row["stage"], len(order)), row["stage"]))
 
 
 def table_bodies(paths: Sequence[Path]) -> list[dict[str, Any]]:
