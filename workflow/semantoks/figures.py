@@ -233,8 +233,8 @@ def connectivity(matrix: npt.NDArray[np.float64], networks: Sequence[str], simul
     figure, axes = new_figure(7.2, 6.4, 1, 1, simulated)
     axis = axes[0, 0]
     limit = max(0.1, float(np.nanquantile(np.abs(matrix), 0.99)))
-    image = axis.imshow(matrix[np.ix_(order, order)], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    image.cmap.set_bad("#dddddd")
+    colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#dddddd")
+    image = axis.imshow(matrix[np.ix_(order, order)], cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
     for edge in edges[1:-1]:
         axis.axhline(edge - 0.5, color="black", linewidth=0.6)
         axis.axvline(edge - 0.5, color="black", linewidth=0.6)
