@@ -121,6 +121,19 @@ def test_kernel_norm_is_that_of_the_first_kernels_and_stays():
     assert torch.equal(encoder.tokenizer.kernel_norm, before)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [64, 0])
+def test_encoder_compiles_as_one_graph(monkeypatch, limit):
+    """No break of the graph, on either way of computing the tokenizer; gradients included."""
+    monkeypatch.setattr(tokenizer_module, "_LOOP_LIMIT", limit)
+    encoder, views = small_encoder(), small_views()
+    compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)
+    for mask, only_cls in ((views.mask, False), (None, True)):
+        found, expected = (e(views.bold, mask, only_cls) for e in (compiled, encoder))
+        torch.testing.assert_close(found, expected)
+    found.sum().backward()
+
+
 def test_positions():
     positions = temporal_positions(3, 8)
     for p in range(3):
