@@ -16,7 +16,7 @@ from test_workflow import snakemake
 
 pytestmark = pytest.mark.slow
 
-AFTER_PROBES = {"tables", "figures", "report", "all"}
+AFTER_PROBES = {"tables", "figures_of_probes", "report", "all"}
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +103,11 @@ CHANGES = {
     ),
     "a training setting": (
         lambda config: config["pretrain"]["encoders"]["tiny"]["optimiser"].update(epochs=5),
-        {"pretrain", "embed", "probe"} | AFTER_PROBES,
+        {"pretrain", "figures_of_training", "embed", "probe"} | AFTER_PROBES,
     ),
     "the sampling interval": (
         lambda config: config.update(shards={"tr": 2.5}),
-        {"shards", "splits", "pretrain", "embed", "probe"} | AFTER_PROBES,
+        {"shards", "splits", "pretrain", "figures_of_training", "embed", "probe"} | AFTER_PROBES,
     ),
 }
 
@@ -131,7 +131,7 @@ def test_a_changed_label_reruns_probes_only(folder):
     original = table.read_bytes()
     table.write_bytes(original.replace(b"patient", b"control", 1))
     try:
-        assert rerun(folder) == {"index", "splits", "probe", "qc_summary"} | AFTER_PROBES
+        assert rerun(folder) == {"splits", "probe"} | AFTER_PROBES
     finally:
         table.write_bytes(original)
 

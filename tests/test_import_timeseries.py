@@ -31,16 +31,8 @@ def atlas(folder: Path, names: list[str]) -> Path:
 def import_cohort(tmp_path: Path, settings: dict, names: list[str]) -> pd.DataFrame:
     """Run index and import of the whole cohort as the workflow does."""
     update_batches(settings, tmp_path / "batches", 1000)
-    index_main(
-        [
-            "--settings",
-            json.dumps(settings),
-            "--manifest",
-            str(tmp_path / "batches"),
-            "--output",
-            str(tmp_path / "index.parquet"),
-        ]
-    )
+    batch, index = tmp_path / "batches/part-0001.tsv", tmp_path / "index.parquet"
+    index_main(["--settings", json.dumps(settings), "--batch", str(batch), "--output", str(index)])
     stage = json.dumps({"cohort": settings, "band_pass": [0.01, 0.1]})
     output = tmp_path / "part-0001.parquet"
     paths = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
 import h5py
@@ -9,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from bids_trees import cohort, derivative, raw, write_image
-from semantoks.batches import assign, current_batches, current_participants, read_manifest, update_batches
+from semantoks.batches import current_batches, participants_of, read_batch, update_batches
 from semantoks.errors import UserError
+from semantoks.files import read_metadata, read_table
 from semantoks.index import COLUMNS, build_index, main
 from semantoks.recordings import list_recordings
 
@@ -19,9 +22,12 @@ def fmriprep(root: Path, **settings) -> dict:
     return cohort({"type": "fmriprep", "path": str(root)}, **settings)
 
 
-def index_of(settings: dict) -> pd.DataFrame:
-    listing = list_recordings(settings)
-    return build_index(settings, assign(listing["recording_id"].tolist(), read_manifest(Path("absent")), 50))
+def index_of(settings: dict, *status_files: Path) -> pd.DataFrame:
+    """The index of a cohort in one batch, by way of the batch's file as in the workflow."""
+    with tempfile.TemporaryDirectory() as folder:
+        update_batches(settings, Path(folder), 1000)
+        listing = read_batch(Path(folder) / "part-0001.tsv").assign(batch="part-0001")
+    return build_index(settings, listing, status_files)
 
 
 EXAMPLES = {"7t_trt": 132, "ds001": 48, "ds003": 13, "ds102": 52, "ds114": 100, "synthetic": 30}
@@ -156,8 +162,7 @@ def test_raw_cohort_takes_the_derivatives_and_names_what_is_missing(tmp_path):
     status = tmp_path / "sub-02.json"
     status.write_text('{"participant": "02", "status": "failed", "reason": "recon-all exited with errors"}')
     settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
-    manifest = assign(["sub-01_task-rest", "sub-02_task-rest"], read_manifest(tmp_path), 50)
-    index = build_index(settings, manifest, [status]).set_index("participant_id")
+    index = index_of(settings, status).set_index("participant_id")
     assert "derivatives" not in index.columns
     assert index.loc["01", "exclude_reason"] is None
     assert index.loc["01", "bold_path"].endswith("sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz")
@@ -230,7 +235,7 @@ def test_batches_are_append_only(tmp_path):
     update_batches(fmriprep(source), batches, 2)
     before = {path.name: path.read_bytes() for path in batches.iterdir()}
     assert current_batches(batches) == ["part-0001", "part-0002"]
-    assert current_participants(batches) == ["02", "03", "04"]
+    assert participants_of(batches / "part-0001.tsv") == ["02", "03"]
 
     derivative(source, "sub-01_task-rest")
     changed = derivative(source, "sub-04_task-rest", n_frames=70)
@@ -246,18 +251,41 @@ def test_batches_are_append_only(tmp_path):
     assert current_batches(batches) == ["part-0001", "part-0003"]
 
 
-def test_command_line_writes_the_contract(tmp_path, capsys):
-    import json
+def test_a_changed_site_changes_its_batch_and_a_changed_label_changes_none(tmp_path):
+    for participant in ("01", "02"):
+        derivative(tmp_path / "d", f"sub-{participant}_task-rest")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tsite\tdiagnosis\n01\tA\tpatient\n02\tA\tcontrol\n")
+    participants = {"path": str(table), "id_column": "participant_id"}
+    settings = fmriprep(tmp_path / "d", participants=participants, site_column="site")
+    batches = tmp_path / "batches"
+    update_batches(settings, batches, 1)
+    before = {path.name: path.read_bytes() for path in batches.iterdir()}
+    table.write_text("participant_id\tsite\tdiagnosis\n01\tA\tcontrol\n02\tB\tcontrol\n")
+    update_batches(settings, batches, 1)
+    changed = {path.name for path in batches.iterdir() if path.read_bytes() != before[path.name]}
+    assert changed == {"part-0002.tsv"}
 
-    from semantoks.files import read_metadata, read_table
 
+def test_command_line_writes_the_contract(tmp_path):
     derivative(tmp_path / "d", "sub-01_task-rest")
+    derivative(tmp_path / "d", "sub-02_task-rest")
     settings = fmriprep(tmp_path / "d")
-    update_batches(settings, tmp_path / "batches", 50)
-    arguments = ["--settings", json.dumps(settings), "--manifest", str(tmp_path / "batches")]
-    main([*arguments, "--output", str(tmp_path / "index.parquet")])
-    assert list(read_table(tmp_path / "index.parquet").columns) == COLUMNS
+
+    def run() -> None:
+        update_batches(settings, tmp_path / "batches", 1)
+        for batch in ("part-0001", "part-0002"):
+            paths = ["--batch", str(tmp_path / f"batches/{batch}.tsv"), "--output", str(tmp_path / f"{batch}.parquet")]
+            main(["--settings", json.dumps(settings), *paths])
+        parts = [str(tmp_path / f"part-000{number}.parquet") for number in (1, 2)]
+        main(["--settings", json.dumps(settings), "--join", *parts, "--output", str(tmp_path / "index.parquet")])
+
+    run()
+    index = read_table(tmp_path / "index.parquet")
+    assert list(index.columns) == COLUMNS
+    assert index["batch"].tolist() == ["part-0001", "part-0002"]
     assert read_metadata(tmp_path / "index.parquet")["settings"]["name"] == "study"
-    (next((tmp_path / "d").rglob("*preproc_bold.nii.gz"))).write_bytes(b"")
-    with pytest.raises(UserError, match="none of 1 recordings can be used: empty image"):
-        main([*arguments, "--output", str(tmp_path / "index.parquet")])
+    for image in (tmp_path / "d").rglob("*preproc_bold.nii.gz"):
+        image.write_bytes(b"")
+    with pytest.raises(UserError, match="none of 2 recordings can be used: empty image"):
+        run()

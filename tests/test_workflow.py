@@ -73,8 +73,8 @@ def test_dry_run_over_a_tree(tmp_path, tree):
             derivative(tmp_path / "data", name, space=space)
     write_config(tmp_path, {"study": derivatives(tmp_path / "data", **keys)})
     jobs = dry_run(tmp_path)
-    assert jobs["index"] == jobs["qc_summary"] == jobs["atlas"] == jobs["networks"] == 1
-    assert jobs["parcellate"] == jobs["qc"] == jobs["shards"] == batches
+    assert jobs["index_of_cohort"] == jobs["qc_summary"] == jobs["atlas"] == jobs["networks"] == 1
+    assert jobs["index"] == jobs["parcellate"] == jobs["qc"] == jobs["shards"] == batches
     assert jobs["pretrain"] == 2
     assert "fmriprep" not in jobs
     assert "probe" not in jobs
@@ -89,8 +89,8 @@ def test_dry_run_of_two_cohorts_of_which_one_has_phenotypes(tmp_path):
     probed = derivatives(tmp_path / "one", participants={"path": str(table)}, phenotypes=PHENOTYPES)
     write_config(tmp_path, {"one": probed, "two": derivatives(tmp_path / "two", role="pretrain")})
     jobs = dry_run(tmp_path)
-    assert jobs["index"] == 2
-    assert jobs["parcellate"] == 3
+    assert jobs["index_of_cohort"] == 2
+    assert jobs["index"] == jobs["parcellate"] == 3
     assert jobs["pretrain"] == jobs["embed"] == 2
     assert jobs["probe"] == 3 + 2
     assert jobs["splits"] == 1

@@ -7,7 +7,7 @@ RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 REPOSITORY = RULES.parents[1]
 sys.path.insert(0, str(REPOSITORY / "workflow"))
 
-from semantoks.batches import current_batches, current_participants, update_batches
+from semantoks.batches import current_batches, participants_of, update_batches
 from semantoks.code_version import code_version
 from semantoks.errors import UserError
 from semantoks.settings import RECORDING_KEYS, load_settings
@@ -74,6 +74,18 @@ def network_sources():
     return [networks[key] for key in ("image", "names", "file") if networks[key]]
 
 
+def qc_figures():
+    return [
+        report(
+            RESULTS / "{cohort}" / "qc" / f"{name}.png",
+            caption=f"../report/qc_{name}.rst",
+            category="Quality control",
+            subcategory="{cohort}",
+        )
+        for name in ("flow", "recordings", "parcels", "fc")
+    ]
+
+
 def encoder_of(wildcards):
     return settings.encoder(wildcards.encoder)
 
@@ -84,14 +96,11 @@ def encoder_shards(wildcards):
 
 
 def fmriprep_statuses(wildcards):
-    cohort = settings.cohort(wildcards.cohort)
-    if cohort.source["type"] != "bids":
+    if settings.cohort(wildcards.cohort).source["type"] != "bids":
         return []
-    participants = current_participants(RESULTS / cohort.name / "batches")
-    return expand(
-        RESULTS / cohort.name / "fmriprep" / "sub-{participant}.json",
-        participant=participants,
-    )
+    batch = RESULTS / wildcards.cohort / "batches" / f"{wildcards.batch}.tsv"
+    folder = RESULTS / wildcards.cohort / "fmriprep"
+    return [folder / f"sub-{participant}.json" for participant in participants_of(batch)]
 
 
 def parcellate_settings(wildcards):
@@ -148,7 +157,8 @@ def cohort_probes(wildcards):
 
 def final_outputs():
     """What `snakemake` without a target makes: everything that the configuration asks for."""
-    outputs = [RESULTS / cohort.name / "qc" / "summary.json" for cohort in settings.cohorts]
+    outputs = [RESULTS / cohort.name / "index.parquet" for cohort in settings.cohorts]
+    outputs += [RESULTS / cohort.name / "qc" / "summary.json" for cohort in settings.cohorts]
     outputs += [RESULTS / "pretrain" / encoder / "weights.safetensors" for encoder in settings.encoders]
     for cohort in settings.cohorts:
         outputs += of_batches("{cohort}/shards/{batch}.parquet", cohort.name)

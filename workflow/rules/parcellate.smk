@@ -1,8 +1,6 @@
 rule parcellate:
     input:
-        # The fingerprint of the batch decides about a rerun, not the index of the whole cohort.
-        fingerprint=RESULTS / "{cohort}" / "batches" / "{batch}.tsv",
-        index=ancient(RESULTS / "{cohort}" / "index.parquet"),
+        index=RESULTS / "{cohort}" / "index" / "{batch}.parquet",
         atlas=rules.atlas.output,
         denoising=denoising_strategy,
     output:
@@ -18,8 +16,6 @@ rule parcellate:
         runtime=grows_with_attempt(120),
     params:
         settings=parcellate_settings,
-        # Another space or source means other files, though the index is no trigger.
-        recordings=lambda wildcards: settings.cohort(wildcards.cohort).json(RECORDING_KEYS),
         code=lambda wildcards: code_version(parcellate_module(wildcards)),
         module=parcellate_module,
         atlas=RESULTS / "atlas",

@@ -27,6 +27,7 @@ rule qc_summary:
         networks=rules.networks.output,
     output:
         folder_files("{cohort}/qc", ["exclusions.tsv", "summary.json"]),
+        qc_figures(),
     log:
         RESULTS / "logs" / "qc" / "{cohort}" / "summary.log",
     benchmark:

@@ -1,33 +1,49 @@
-"""Recordings in batches, one job each: an append-only manifest and one small fingerprint file per batch.
+"""Recordings in batches, one job each: an append-only manifest and one file per batch.
 
-A recording stays in the batch it first came into; new recordings open new batches; a changed file changes the
-fingerprint of its own batch only. Snakemake compares fingerprint files by content, so unchanged batches do not rerun.
+A recording stays in the batch it first came into; new recordings open new batches. The file of a batch lists its
+recordings with size and modification time of their files, and with what the participants table says of site and
+motion: it changes when one of them changes. Snakemake compares small files by content, so unchanged batches do not
+rerun.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from semantoks.files import write_text
-from semantoks.recordings import fingerprint, list_recordings
+from semantoks.errors import UserError
+from semantoks.files import read_text_table, write_text
+from semantoks.recordings import COLUMNS, fingerprint, list_recordings
 
 
 def update_batches(cohort: Mapping[str, Any], folder: Path, batch_size: int) -> None:
-    """List a cohort's recordings and bring the manifest and the fingerprints in ``folder`` up to date."""
+    """List a cohort's recordings and bring the manifest and the batches in ``folder`` up to date."""
     listing = list_recordings(cohort)
     manifest = assign(listing["recording_id"].tolist(), read_manifest(folder), batch_size)
     _write_if_changed(folder / "manifest.tsv", manifest.to_csv(sep="\t", index=False))
-    listing = listing.merge(manifest, on="recording_id")
+    listing = with_participants(listing.merge(manifest, on="recording_id"), cohort)
     listing["fingerprint"] = listing["paths"].map(fingerprint)
+    listing["paths"] = listing["paths"].map(json.dumps)
     for batch, rows in listing.groupby("batch"):
-        text = rows[["recording_id", "fingerprint"]].sort_values("recording_id").to_csv(sep="\t", index=False)
+        text = rows.drop(columns="batch").sort_values("recording_id").to_csv(sep="\t", index=False)
         _write_if_changed(folder / f"{batch}.tsv", text)
     for emptied in set(current_batches(folder)) - set(listing["batch"]):
         (folder / f"{emptied}.tsv").unlink()
+
+
+def read_batch(path: Path) -> pd.DataFrame:
+    """The recordings of a batch: columns of a listing, ``site`` (text) and ``mean_fd`` (mm)."""
+    table = read_text_table(path)
+    table["paths"] = [tuple(json.loads(paths)) for paths in table["paths"]]
+    table["mean_fd"] = pd.to_numeric(table["mean_fd"])
+    table = table[[*COLUMNS, "site", "mean_fd"]]
+    text = [column for column in table.columns if column not in ("paths", "mean_fd")]
+    table[text] = table[text].astype(object).where(table[text].notna(), None)
+    return table
 
 
 def current_batches(folder: Path) -> list[str]:
@@ -35,11 +51,9 @@ def current_batches(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("part-*.tsv"))
 
 
-def current_participants(folder: Path) -> list[str]:
-    """Labels of the participants with recordings, in order."""
-    tables = [pd.read_csv(folder / f"{batch}.tsv", sep="\t", dtype=str) for batch in current_batches(folder)]
-    recordings = pd.concat(tables)["recording_id"]
-    return sorted(set(recordings.str.extract(r"^sub-([^_]+)")[0]))
+def participants_of(batch: Path) -> list[str]:
+    """Labels of the participants of a batch, in order."""
+    return sorted(set(read_text_table(batch)["participant_id"]))
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:
@@ -58,6 +72,38 @@ def assign(recordings: list[str], manifest: pd.DataFrame, batch_size: int) -> pd
     first = int(numbers.max()) + 1 if len(numbers) else 1
     batches = [f"part-{first + position // batch_size:04d}" for position in range(len(new))]
     return pd.concat([manifest, pd.DataFrame({"recording_id": new, "batch": batches})], ignore_index=True)
+
+
+def with_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
+    """Add site and mean framewise displacement (mm) from the participants table; null for participants not in it.
+
+    Raises
+    ------
+    UserError
+        When the table lacks a column that the cohort names, or has several rows for one participant.
+    """
+    listing = listing.assign(site=None, mean_fd=None)
+    if cohort["participants"] is None:
+        return listing
+    path, key = cohort["participants"]["path"], cohort["participants"]["id_column"]
+    columns = {"site": cohort["site_column"], "mean_fd": cohort["mean_fd_column"]}
+    table = read_text_table(path)
+    missing = [column for column in (key, *columns.values()) if column is not None and column not in table.columns]
+    if missing:
+        raise UserError(
+            f"{path}: expected the columns {', '.join(map(repr, missing))}, found "
+            f"{', '.join(table.columns)}; correct the cohort file of {cohort['name']}"
+        )
+    labels = table[key].astype(str).str.removeprefix("sub-")
+    if labels.duplicated().any():
+        double = labels[labels.duplicated()].iloc[0]
+        raise UserError(f"{path}: expected one row per participant, found several for {double}")
+    table = table.set_axis(labels).reindex(listing["participant_id"].str.removeprefix("sub-"))
+    if columns["site"]:
+        listing["site"] = table[columns["site"]].to_numpy()
+    if columns["mean_fd"]:
+        listing["mean_fd"] = pd.to_numeric(table[columns["mean_fd"]], errors="coerce").to_numpy()
+    return listing
 
 
 def _write_if_changed(path: Path, text: str) -> None:

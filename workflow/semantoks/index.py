@@ -15,29 +15,28 @@ import nibabel
 import numpy as np
 import pandas as pd
 
-from semantoks.batches import read_manifest
+from semantoks.batches import read_batch
 from semantoks.errors import UserError, run_command
-from semantoks.files import KEY, provenance, read_json, read_text_table, write_table
-from semantoks.recordings import ENTITIES, check_unique, hdf5_positions, list_derivatives, list_recordings
+from semantoks.files import KEY, provenance, read_json, read_tables, write_table
+from semantoks.recordings import ENTITIES, check_unique, hdf5_positions, list_derivatives
 
 COLUMNS = [*KEY, "batch", *ENTITIES, "bold_path", "mask_path", "confounds_path", "tr", "n_frames", "source", "site"]
 COLUMNS += ["mean_fd", "exclude_reason"]
 
 
-def build_index(cohort: Mapping[str, Any], manifest: pd.DataFrame, status_files: Sequence[Path] = ()) -> pd.DataFrame:
-    """The index of a cohort: one row per recording, unusable ones with their reason.
+def build_index(cohort: Mapping[str, Any], listing: pd.DataFrame, status_files: Sequence[Path] = ()) -> pd.DataFrame:
+    """The index of a batch: one row per recording, unusable ones with their reason.
 
     Parameters
     ----------
     cohort : validated cohort settings with ``name``.
-    manifest : batch of each recording, columns recording_id and batch.
+    listing : the recordings, as :func:`semantoks.batches.read_batch` gives them, with their ``batch``.
     status_files : fMRIPrep's status per participant, for cohorts of type ``bids``.
 
     Returns
     -------
     Table with :data:`COLUMNS`; ``tr`` in seconds, ``mean_fd`` in mm (from the participants table, else null).
     """
-    listing = list_recordings(cohort)
     source = cohort["source"]["type"]
     if source == "bids":
         listing = _with_derivatives(listing, cohort, status_files)
@@ -45,12 +44,28 @@ def build_index(cohort: Mapping[str, Any], manifest: pd.DataFrame, status_files:
     described = _describe_hdf5(listing, cohort) if source == "hdf5" else _describe_files(listing, cohort)
     index = listing.join(described).assign(cohort=cohort["name"], source=source)
     index["exclude_reason"] = index["exclude_reason"].where(index["exclude_reason"].notna(), index["header_reason"])
-    index = index.merge(manifest, on="recording_id", how="left", validate="one_to_one")
-    index = _with_participants(index, cohort)
     index["n_frames"] = index["n_frames"].astype("Int64")
     text = [column for column in COLUMNS if column not in ("tr", "n_frames", "mean_fd")]
     index[text] = index[text].astype(object).where(index[text].notna(), None)
     return index[COLUMNS].sort_values("recording_id", ignore_index=True)
+
+
+def join_batches(tables: Sequence[Path]) -> pd.DataFrame:
+    """The index of a whole cohort from those of its batches.
+
+    Raises
+    ------
+    UserError
+        When no recording at all can be used.
+    """
+    index = read_tables(tables).sort_values("recording_id", ignore_index=True)
+    if index["exclude_reason"].notna().all():
+        reasons = "; ".join(index["exclude_reason"].value_counts().index[:3])
+        raise UserError(
+            f"cohort {index['cohort'].iloc[0]}: none of {len(index)} recordings can be used: {reasons}; "
+            "correct the cohort file or the data"
+        )
+    return index
 
 
 def _path_columns(paths: pd.Series, images: bool) -> pd.DataFrame:
@@ -69,7 +84,8 @@ def _with_derivatives(listing: pd.DataFrame, cohort: Mapping[str, Any], status_f
     reasons = {
         status["participant"].removeprefix("sub-"): status.get("reason") for status in statuses if status.get("reason")
     }
-    derivatives = list_derivatives(cohort, cohort["source"]["derivatives"])
+    participants = sorted(set(listing["participant_id"]))
+    derivatives = list_derivatives(cohort, cohort["source"]["derivatives"], participants)
     check_unique(derivatives, cohort["name"])
     columns = ["space", "res", "desc", "paths", "exclude_reason"]
     found = {row["recording_id"]: {c: row[c] for c in columns} for row in derivatives.to_dict("records")}
@@ -150,58 +166,27 @@ def _describe_hdf5(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataF
     return pd.DataFrame(rows, columns=["tr", "n_frames", "header_reason"], index=listing.index)
 
 
-def _with_participants(index: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
-    """Site and mean framewise displacement from the participants table; null for participants not in it."""
-    index["site"], index["mean_fd"] = None, np.nan
-    if cohort["participants"] is None:
-        return index
-    table = read_text_table(cohort["participants"]["path"])
-    columns = {
-        "id": cohort["participants"]["id_column"],
-        "site": cohort["site_column"],
-        "mean_fd": cohort["mean_fd_column"],
-    }
-    missing = [column for column in columns.values() if column is not None and column not in table.columns]
-    if missing:
-        raise UserError(
-            f"{cohort['participants']['path']}: expected the columns {', '.join(map(repr, missing))}, found "
-            f"{', '.join(table.columns)}; correct the cohort file of {cohort['name']}"
-        )
-    labels = table[columns["id"]].astype(str).str.removeprefix("sub-")
-    if labels.duplicated().any():
-        double = labels[labels.duplicated()].iloc[0]
-        raise UserError(
-            f"{cohort['participants']['path']}: expected one row per participant, found several for {double}"
-        )
-    table = table.set_axis(labels)
-    participants = index["participant_id"].str.removeprefix("sub-")
-    if columns["site"]:
-        index["site"] = table[columns["site"]].reindex(participants).to_numpy()
-    if columns["mean_fd"]:
-        values = pd.to_numeric(table[columns["mean_fd"]], errors="coerce")
-        index["mean_fd"] = values.reindex(participants).to_numpy()
-    return index
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.index", description=__doc__)
     parser.add_argument(
         "--settings", type=json.loads, required=True, help="the cohort's settings with its name, as JSON"
     )
-    parser.add_argument("--manifest", type=Path, required=True, help="folder with the manifest of batches")
+    parser.add_argument("--batch", type=Path, help="file of a batch: index its recordings")
     parser.add_argument("--fmriprep-status", type=Path, nargs="*", default=[], help="status files of fMRIPrep")
+    parser.add_argument("--join", type=Path, nargs="+", help="indices of all batches: join them")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    cohort = arguments.settings
-    index = build_index(cohort, read_manifest(arguments.manifest), arguments.fmriprep_status)
+    if (arguments.batch is None) == (arguments.join is None):
+        parser.error("give either --batch or --join")
+    if arguments.join:
+        index = join_batches(arguments.join)
+    else:
+        listing = read_batch(arguments.batch).assign(batch=arguments.batch.stem)
+        index = build_index(arguments.settings, listing, arguments.fmriprep_status)
+    write_table(arguments.output, index, provenance("index", arguments.settings, arguments.join or [arguments.batch]))
     usable = int(index["exclude_reason"].isna().sum())
-    if not usable:
-        reasons = "; ".join(index["exclude_reason"].value_counts().index[:3])
-        raise UserError(f"cohort {cohort['name']}: none of {len(index)} recordings can be used: {reasons}")
-    tables = [cohort["participants"]["path"]] if cohort["participants"] else []
-    write_table(arguments.output, index, provenance("index", cohort, tables, n_recordings=len(index)))
-    print(f"{cohort['name']}: {len(index)} recordings, {usable} usable so far")
+    print(f"{arguments.settings['name']}: {len(index)} recordings, {usable} usable so far")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,15 @@ def list_recordings(cohort: Mapping[str, Any]) -> pd.DataFrame:
     return listing.sort_values("recording_id", ignore_index=True)
 
 
-def list_derivatives(cohort: Mapping[str, Any], path: str | None = None) -> pd.DataFrame:
+def list_derivatives(
+    cohort: Mapping[str, Any], path: str | None = None, participants: Sequence[str] | None = None
+) -> pd.DataFrame:
     """List ``desc-preproc`` volumes of fMRIPrep in the cohort's space; other descriptions do not count.
 
     ``paths`` holds image, brain mask and confounds table, the last two empty text where absent.
     """
     root = Path(path or cohort["source"]["path"])
-    images = _bids_images(root, cohort)
+    images = _bids_images(root, cohort, participants)
     if images.empty:
         return images
     images = images[(images["desc"] == "preproc") & (images["space"] == cohort["space"])]
@@ -110,10 +112,11 @@ def _list_raw(cohort: Mapping[str, Any]) -> pd.DataFrame:
     return images[COLUMNS]
 
 
-def _bids_images(root: Path, cohort: Mapping[str, Any]) -> pd.DataFrame:
+def _bids_images(root: Path, cohort: Mapping[str, Any], participants: Sequence[str] | None = None) -> pd.DataFrame:
     """BOLD images of a BIDS folder with their entities as text, tasks and entities filtered."""
     _check_labels(root)
-    index = bids2table.index_dataset(root).to_pandas()
+    folders = None if participants is None else [f"sub-{label}" for label in participants]
+    index = bids2table.index_dataset(root, include_subjects=folders).to_pandas()
     bold = index[(index["suffix"] == "bold") & (index["datatype"] == "func") & index["ext"].isin([".nii", ".nii.gz"])]
     rows = []
     for path in bold["path"]:
