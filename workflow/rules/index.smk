@@ -4,9 +4,6 @@ rule index:
         fmriprep=fmriprep_statuses,
     output:
         RESULTS / "{cohort}" / "index" / "{batch}.parquet",
-    params:
-        settings=lambda wildcards: settings.cohort(wildcards.cohort).json(RECORDING_KEYS),
-        code=code_version("index"),
     log:
         RESULTS / "logs" / "index" / "{cohort}" / "{batch}.log",
     benchmark:
@@ -16,6 +13,9 @@ rule index:
     resources:
         mem_mb=grows_with_attempt(2000),
         runtime=grows_with_attempt(30),
+    params:
+        settings=lambda wildcards: settings.cohort(wildcards.cohort).json(RECORDING_KEYS),
+        code=code_version("index"),
     shell:
         "OMP_NUM_THREADS={threads} python -m semantoks.index --settings {params.settings:q} --batch {input.batch:q}"
         " --fmriprep-status {input.fmriprep:q} --output {output:q} > {log:q} 2>&1"
@@ -26,15 +26,15 @@ rule index_of_cohort:
         lambda wildcards: of_batches("{cohort}/index/{batch}.parquet", wildcards.cohort),
     output:
         RESULTS / "{cohort}" / "index.parquet",
-    params:
-        settings=lambda wildcards: settings.cohort(wildcards.cohort).json(RECORDING_KEYS),
-        code=code_version("index"),
     log:
         RESULTS / "logs" / "index" / "{cohort}.log",
     benchmark:
         RESULTS / "benchmarks" / "index" / "{cohort}.tsv"
     conda:
         "../../envs/index.yaml"
+    params:
+        settings=lambda wildcards: settings.cohort(wildcards.cohort).json(RECORDING_KEYS),
+        code=code_version("index"),
     shell:
         "python -m semantoks.index --settings {params.settings:q} --join {input:q} --output {output:q}"
         " > {log:q} 2>&1"
