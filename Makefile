@@ -1,4 +1,4 @@
-# make demo · demo-full · test · test-slow · lint · docs · bench · lock
+# make demo · test · test-slow · lint · docs · bench · lock · pins
 SHELL := /bin/bash
 PYTHON ?= python3
 CORES ?= 2
@@ -6,7 +6,7 @@ VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONNOUSERSITE=1 PYTHONPATH=workflow
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES)
 
-.PHONY: help demo demo-full test test-slow lint docs bench lock
+.PHONY: help demo test test-slow lint docs bench lock pins
 .DEFAULT_GOAL := help
 
 help:  ## Show the commands
@@ -47,7 +47,11 @@ docs: $(VENV)/installed  ## Refresh the tables of keys in config/README.md
 	$(RUN) python -m semantoks.config_reference
 
 bench: $(VENV)/installed  ## Measure speed on this machine
-	$(RUN) python -m benchmarks
+	$(RUN) python benchmarks/parcellate.py
+	$(RUN) python benchmarks/pretrain.py
 
 lock: $(VENV)/installed  ## Refresh requirements.lock and envs/ from envs/stages.yaml (needs a package index)
 	$(RUN) python envs/lock.py
+
+pins: $(VENV)/installed  ## Ask the registries for the digests that containers/images.lock lacks (needs a network)
+	$(RUN) python -m semantoks.container_images
