@@ -114,6 +114,16 @@ def test_peak_frequencies_change_no_covariance_within_a_network_without_delays(t
     assert np.abs(dynamics.covariance(still) - dynamics.covariance(faster)).max() < 1e-12
 
 
+@pytest.mark.parametrize("change", [0.84, 1.2])
+def test_the_usual_filter_passes_slow_and_fast_networks_alike(change: float) -> None:
+    frequency = np.linspace(0.001, 0.2, 2000)
+    band = signal.butter(5, [0.01, 0.1], "bandpass", fs=1 / 2.5, output="sos")
+    gain = np.abs(signal.sosfreqz(band, worN=frequency, fs=1 / 2.5)[1]) ** 4  # forwards and backwards
+    passed = dynamics.network_spectra(dynamics.PEAKS * change, frequency) @ gain
+    assert np.all(passed > 0.96)
+    assert np.all(passed <= 1)
+
+
 def test_direction_of_propagation_changes_no_covariance(traits: dynamics.Traits) -> None:
     reverse = dataclasses.replace(traits, propagation=-traits.propagation)
     assert np.abs(dynamics.covariance(traits) - dynamics.covariance(reverse)).max() < 1e-12

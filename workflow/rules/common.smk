@@ -74,18 +74,6 @@ def network_sources():
     return [networks[key] for key in ("image", "names", "file") if networks[key]]
 
 
-def qc_figures():
-    return [
-        report(
-            RESULTS / "{cohort}" / "qc" / f"{name}.png",
-            caption=f"../report/qc_{name}.rst",
-            category="Quality control",
-            subcategory="{cohort}",
-        )
-        for name in ("flow", "recordings", "parcels", "fc")
-    ]
-
-
 def encoder_of(wildcards):
     return settings.encoder(wildcards.encoder)
 

@@ -26,8 +26,32 @@ rule qc_summary:
         timeseries=lambda wildcards: of_batches("{cohort}/timeseries/{batch}.parquet", wildcards.cohort),
         networks=rules.networks.output,
     output:
-        folder_files("{cohort}/qc", ["exclusions.tsv", "summary.json"]),
-        qc_figures(),
+        exclusions=RESULTS / "{cohort}" / "qc" / "exclusions.tsv",
+        summary=RESULTS / "{cohort}" / "qc" / "summary.json",
+        flow=report(
+            RESULTS / "{cohort}" / "qc" / "flow.png",
+            caption="../report/qc_flow.rst",
+            category="Quality control",
+            subcategory="{cohort}",
+        ),
+        recordings=report(
+            RESULTS / "{cohort}" / "qc" / "recordings.png",
+            caption="../report/qc_recordings.rst",
+            category="Quality control",
+            subcategory="{cohort}",
+        ),
+        parcels=report(
+            RESULTS / "{cohort}" / "qc" / "parcels.png",
+            caption="../report/qc_parcels.rst",
+            category="Quality control",
+            subcategory="{cohort}",
+        ),
+        fc=report(
+            RESULTS / "{cohort}" / "qc" / "fc.png",
+            caption="../report/qc_fc.rst",
+            category="Quality control",
+            subcategory="{cohort}",
+        ),
     log:
         RESULTS / "logs" / "qc" / "{cohort}" / "summary.log",
     benchmark:

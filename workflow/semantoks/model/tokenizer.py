@@ -62,7 +62,7 @@ class SemanticTokenizer(nn.Module):
         self._initialise(sizes, channels)
 
         self.register_buffer("kernel_norm", torch.ones(n_networks, max(channels)))
-        self.freeze_kernel_norm()
+        self._freeze_kernel_norm()
         self._register_layout(sizes, channels)
         # tap of the long kernel that carries input sample s to output sample t; LONG_TAPS where none does
         samples = torch.arange(patch)
@@ -103,7 +103,7 @@ class SemanticTokenizer(nn.Module):
         per_channel = self.long_kernels[0, 0].numel() + 1 + self.long_width
         return len(self._sizes) * per_network + sum(self._sizes) * dense_width * 3 + live_channels * per_channel
 
-    def freeze_kernel_norm(self) -> None:
+    def _freeze_kernel_norm(self) -> None:
         """Set ``kernel_norm`` to the L2 norm of the kernels as they are now; done once, before any training."""
         norm = self._unscaled_kernels().detach().norm(dim=-1)
         self.kernel_norm.copy_(torch.where(norm > 0, norm, 1.0))

@@ -122,7 +122,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "projection_hidden": 128,
             "projection_width": 64,
         },
-        "optimiser": {"batch": 64, "learning_rate": 4e-3, "warmup_epochs": 3.0, "momentum": 0.98},
+        "optimiser": {"epochs": 60, "batch": 64, "learning_rate": 1.6e-2, "warmup_epochs": 3.0, "momentum": 0.95},
     },
     "tiny": {
         "model": {

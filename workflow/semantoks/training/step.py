@@ -36,7 +36,7 @@ def forward_backward(
     settings : ``micro_batches`` parts in which the scans are encoded. With ``accumulation`` ``exact``, all parts are
         first projected without gradients, the losses are those of the whole batch, then each part is encoded again
         and gets the gradients of its projections: the same gradients as in one part. With ``separate`` each part has
-        its own covariance, m being its size.
+        its own covariance, m being its size, and the result is that of the last part.
     precision : of the encoders; bfloat16 is autocast.
     """
     n_scans = len(views.bold) // 2
