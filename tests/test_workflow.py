@@ -19,7 +19,8 @@ def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     """Run snakemake on the configuration in ``folder``, there."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", "2"]
     command += ["--configfile", str(folder / "config.yaml"), "--directory", str(folder), *arguments]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
 
 
