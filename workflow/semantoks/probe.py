@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from semantoks.baselines.confounds import make_confounds
 from semantoks.baselines.connectivity import read_connectivity
 from semantoks.baselines.features import CropFeatures, Features, read_embeddings
 from semantoks.baselines.linear import fit, principal_scores, tune
-from semantoks.baselines.published_probe import predict_published
 from semantoks.baselines.tasks import Prediction, Task, read_tasks
 from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, read_table, read_tables, write_table
@@ -88,6 +86,9 @@ def predict_row(
             yield MAJORITY, task, prediction
         return
     if PUBLISHED in settings["heads"] and isinstance(features, CropFeatures):
+        # Here, because only this head needs torch, whose import outlasts many a row.
+        from semantoks.baselines.published_probe import predict_published
+
         for task, prediction in predict_published(features, tasks, settings, device):
             yield PUBLISHED, task, prediction
     yield from predict_solved(features, tasks, [head for head in SOLVED if head in settings["heads"]], settings)
@@ -209,8 +210,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the published head is trained")
     parser.add_argument("--output", required=True, help="predictions (Parquet)")
     arguments = parser.parse_args(argv)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU was found; use --device cpu")
     began = time.perf_counter()
     rows, about = probe_row(arguments, arguments.device)
     files = [arguments.splits, arguments.embeddings, *arguments.shards, *arguments.qc]

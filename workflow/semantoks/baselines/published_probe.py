@@ -13,6 +13,7 @@ import torch
 from semantoks.baselines.features import CropFeatures, Index
 from semantoks.baselines.published_head import Heads, Problem, batches_of, crop_error, train
 from semantoks.baselines.tasks import Prediction, Task
+from semantoks.errors import UserError
 
 STACKED_VALUES = {"cpu": 2**19, "cuda": 2**28}
 """Values [problems x batch x features] in one step: as many as a processor's cache holds, or as fill a GPU."""
@@ -78,7 +79,14 @@ def predict_published(
     tasks : splits; those with equally many samples train together.
     settings : the section ``probe`` (``rates``, ``epochs``, ``refit``).
     device : ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    UserError
+        When a GPU is asked for and there is none.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU was found; use --device cpu")
     samples = Samples(features, device)
     rates = sorted(settings["rates"], reverse=True)
     for stack in _stacks(tasks, samples, device):
