@@ -103,11 +103,11 @@ CHANGES = {
     ),
     "a training setting": (
         lambda config: config["pretrain"]["encoders"]["tiny"]["optimiser"].update(epochs=5),
-        {"pretrain", "figures_of_training", "embed", "probe"} | AFTER_PROBES,
+        {"pretrain", "figures_of_encoder", "embed", "probe"} | AFTER_PROBES,
     ),
     "the sampling interval": (
         lambda config: config.update(shards={"tr": 2.5}),
-        {"shards", "splits", "pretrain", "figures_of_training", "embed", "probe"} | AFTER_PROBES,
+        {"shards", "splits", "pretrain", "figures_of_encoder", "embed", "probe"} | AFTER_PROBES,
     ),
 }
 

@@ -377,6 +377,7 @@ def test_networks_with_median_and_least_share():
         ("results/study/qc/fc.png", ("qc_fc", "study")),
         ("results/figures/my_study_probes_leave-site-out.png", ("probes", "my_study, leave-site-out splits")),
         ("results/figures/enc-a_seed-0_training.png", ("training", "enc-a_seed-0")),
+        ("results/figures/enc-a_seed-0_learned.png", ("learned", "enc-a_seed-0")),
         ("results/figures/new.png", None),
         ("results/study/qc/new.png", None),
     ],

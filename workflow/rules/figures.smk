@@ -26,25 +26,34 @@ rule figures_of_probes:
         " --output-folder {params.folder:q} > {log:q} 2>&1"
 
 
-rule figures_of_training:
+rule figures_of_encoder:
     input:
-        RESULTS / "pretrain" / "{encoder}" / "metrics.jsonl",
+        folder_files(
+            "pretrain/{encoder}",
+            ["weights.safetensors", "config.json", "metrics.jsonl"],
+        ),
     output:
-        report(
+        training=report(
             RESULTS / "figures" / "{encoder}_training.png",
             caption="../report/training.rst",
             category="Pretraining",
         ),
+        learned=report(
+            RESULTS / "figures" / "{encoder}_learned.png",
+            caption="../report/learned.rst",
+            category="Pretraining",
+        ),
     log:
-        RESULTS / "logs" / "figures" / "{encoder}_training.log",
+        RESULTS / "logs" / "figures" / "{encoder}.log",
     benchmark:
-        RESULTS / "benchmarks" / "figures" / "{encoder}_training.tsv"
+        RESULTS / "benchmarks" / "figures" / "{encoder}.tsv"
     conda:
-        "../../envs/figures.yaml"
+        "../../envs/encoder_figures.yaml"
     params:
         settings=json.dumps({"simulated": settings.values["simulated"]}),
-        code=code_version("figures"),
+        code=code_version("encoder_figures"),
+        encoder=RESULTS / "pretrain" / "{encoder}",
         folder=RESULTS / "figures",
     shell:
-        "python -m semantoks.figures --settings {params.settings:q} --metrics {input:q}"
+        "python -m semantoks.encoder_figures --settings {params.settings:q} --encoder {params.encoder:q}"
         " --output-folder {params.folder:q} > {log:q} 2>&1"

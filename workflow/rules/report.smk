@@ -27,7 +27,7 @@ rule report:
             file=["config.json", "metrics.jsonl"],
         ),
         training=expand(
-            rules.figures_of_training.output,
+            rules.figures_of_encoder.output,
             encoder=[encoder.name for encoder in settings.encoders.values() if not encoder.untrained],
         ),
         splits=expand(rules.splits.output, cohort=settings.probe_cohorts),

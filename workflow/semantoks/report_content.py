@@ -41,8 +41,8 @@ KINDS = {
     "qc_recordings": "Motion and minutes kept per site",
     "qc_parcels": "Coverage, temporal SNR and share of recordings with data per parcel",
     "qc_fc": "Mean functional connectivity, by network",
-    "connectivity": "Functional connectivity of the encoder's input, by network",
     "training": "Pretraining curves",
+    "learned": "What the encoder has learned",
     "probes": "Probe results with intervals",
 }
 """Kinds of figures, in the order of the page; each has its caption in a file of that name."""
@@ -89,7 +89,7 @@ def figure_kind(path: Path) -> tuple[str, str] | None:
     if path.parent.name == "qc":
         found = (f"qc_{path.stem}", path.parent.parent.name)
     else:
-        parts = re.fullmatch(r"(.+)_(training|connectivity|probes)(?:_(.+))?", path.stem)
+        parts = re.fullmatch(r"(.+)_(training|learned|probes)(?:_(.+))?", path.stem)
         if parts is None:
             return None
         subject, kind, protocol = parts.groups()

@@ -120,6 +120,15 @@ class SemanticTokenizer(nn.Module):
         """Normalised kernels of the long convolution, [N, channel, 16]; channel = roi·heads + head."""
         return self._unscaled_kernels() / self.kernel_norm[..., None]
 
+    def filters(self) -> dict[str, Tensor]:
+        """Long convolution with its skip as one filter of 16 taps per channel, by network: [channels, 16]."""
+        taps = self.kernels().clone()
+        taps[..., _LONG_CENTRE] += self.long_skip
+        return {
+            name: taps[index, :channels]
+            for index, (name, channels) in enumerate(zip(self.networks.names, self._channels, strict=True))
+        }
+
     def forward(self, bold: Tensor) -> Tensor:
         """Tokens [B, N, P, D] of BOLD [B, ROI, T], with P = ⌊T / patch⌋; left-over samples are not read."""
         n_scans, _, n_samples = bold.shape
@@ -210,3 +219,7 @@ class LinearTokenizer(nn.Module):
         n_patches = bold.shape[-1] // self.patch
         tokens: Tensor = self.projection(bold[..., : n_patches * self.patch].unflatten(-1, (n_patches, self.patch)))
         return tokens
+
+    def filters(self) -> dict[str, Tensor]:
+        """The weights of each output for the samples of a patch, shared by all ROIs: [width, patch]."""
+        return {"all ROIs": self.projection.weight}
