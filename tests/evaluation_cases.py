@@ -50,7 +50,8 @@ def cohort_settings(path: Path, table: pd.DataFrame, **changes: Any) -> dict[str
         "site_group": {},
         "family_column": None,
         "confounds": ["age", "sex"],
-        "probe": defaults("probe") | {"repetitions": 3, "epochs": 3},
+        "probe": defaults("probe")
+        | {"repetitions": 3, "epochs": 3, "permutations": {"regression": 99, "classification": 0}},
     }
     return settings | changes
 

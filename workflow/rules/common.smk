@@ -137,10 +137,17 @@ def row_embeddings(wildcards):
     return [RESULTS / wildcards.cohort / "embeddings" / f"{wildcards.row}.parquet"]
 
 
-def cohort_probes(wildcards):
+def probe_rows(cohort):
     """Rows of a cohort's table: what needs no encoder, then every encoder."""
-    rows = ["majority", "confounds", "fc", *settings.encoders]
-    return expand(RESULTS / wildcards.cohort / "probes" / "{row}.parquet", row=rows)
+    return ["majority", "confounds", "fc", *settings.encoders]
+
+
+def cohort_probes(wildcards):
+    return expand(RESULTS / wildcards.cohort / "probes" / "{row}.parquet", row=probe_rows(wildcards.cohort))
+
+
+def cohort_permutations(wildcards):
+    return expand(RESULTS / wildcards.cohort / "permutations" / "{row}.parquet", row=probe_rows(wildcards.cohort))
 
 
 def final_outputs():

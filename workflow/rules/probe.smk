@@ -30,7 +30,8 @@ rule probe:
             otherwise=[],
         ),
     output:
-        RESULTS / "{cohort}" / "probes" / "{row}.parquet",
+        predictions=RESULTS / "{cohort}" / "probes" / "{row}.parquet",
+        permutations=RESULTS / "{cohort}" / "permutations" / "{row}.parquet",
     log:
         RESULTS / "logs" / "probe" / "{cohort}" / "{row}.log",
     benchmark:
@@ -50,4 +51,5 @@ rule probe:
         qc=lambda wildcards, input: as_arguments("--qc", input.qc),
     shell:
         "OMP_NUM_THREADS={threads} python -m semantoks.probe --settings {params.settings:q} --row {wildcards.row} --splits {input.splits:q}"
-        " {params.embeddings} {params.shards} {params.qc} --output {output:q} > {log:q} 2>&1"
+        " {params.embeddings} {params.shards} {params.qc} --output {output.predictions:q}"
+        " --permutations {output.permutations:q} > {log:q} 2>&1"

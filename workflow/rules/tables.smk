@@ -1,6 +1,7 @@
 rule tables:
     input:
         probes=cohort_probes,
+        permutations=cohort_permutations,
         published=REPOSITORY / "resources" / "published.tsv",
     output:
         sites=RESULTS / "tables" / "{cohort}_sites.tsv",
@@ -27,5 +28,5 @@ rule tables:
         code=code_version("tables"),
         folder=RESULTS / "tables",
     shell:
-        "python -m semantoks.tables --settings {params.settings:q} --probes {input.probes:q}"
+        "python -m semantoks.tables --settings {params.settings:q} --probes {input.probes:q} --permutations {input.permutations:q}"
         " --published {input.published:q} --output-folder {params.folder:q} > {log:q} 2>&1"

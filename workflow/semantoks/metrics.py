@@ -102,6 +102,8 @@ METRICS: dict[str, dict[str, Metric]] = {
 """Metrics of each type of phenotype."""
 
 SMALLER_IS_BETTER = frozenset({"mae"})
+SITE_METRIC = {"classification": "site_auroc", "regression": "site_r"}
+"""Under leave-site-out the weighted mean of what each site gets by itself."""
 
 
 def within_site(kind: str, y_true: Floats, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
@@ -122,3 +124,14 @@ def within_site(kind: str, y_true: Floats, scores: Floats, weights: Floats) -> t
     pairs = np.stack([weight for _, weight in parts])
     right = np.stack([np.where(weight > 0, value, 0) * weight for value, weight in parts]).sum(axis=0)
     return _ratio(right, pairs.sum(axis=0)), pairs.sum(axis=0)
+
+
+def site_mean(kind: str, y_true: Floats, scores: Floats, site: npt.NDArray) -> float:
+    """Mean of the sites' own values (:func:`within_site`), weighted; NaN where no site has one."""
+    found = [
+        within_site(kind, y_true[site == name], scores[site == name], np.ones((1, int((site == name).sum()))))
+        for name in np.unique(site)
+    ]
+    value, weight = (np.array([pair[number][0] for pair in found]) for number in (0, 1))
+    known = weight > 0
+    return float(np.average(value[known], weights=weight[known])) if known.any() else float("nan")

@@ -21,7 +21,8 @@ from semantoks.baselines.confounds import make_confounds
 from semantoks.baselines.connectivity import read_connectivity
 from semantoks.baselines.features import CropFeatures, Features, read_embeddings
 from semantoks.baselines.linear import fit, principal_scores, tune
-from semantoks.baselines.tasks import Prediction, Task, read_tasks
+from semantoks.baselines.permutation import null_values, permute, permuted_orders
+from semantoks.baselines.tasks import Permuted, Prediction, Task, read_tasks
 from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, read_table, read_tables, write_table
 from semantoks.phenotypes import Cohort, class_names, families, phenotype_values, read_participants, site_groups, sites
@@ -42,10 +43,34 @@ def predict_majority(tasks: Sequence[Task], refit: bool) -> Iterator[tuple[Task,
         yield task, Prediction(head.scores(nothing[task.test]), "none", len(fitted))
 
 
+class LabelOrders:
+    """Permutations of the labels, the same for every row of a table (:func:`permuted_orders`)."""
+
+    def __init__(self, tasks: Sequence[Task], people: pd.DataFrame, settings: Mapping[str, Any]) -> None:
+        self.people, self.counts = people, settings["permutations"]
+        self.members: dict[tuple[str, str], set[int]] = {}
+        for task in tasks:
+            rows = self.members.setdefault((task.phenotype.name, task.protocol), set())
+            rows.update(np.concatenate([task.training, task.validation, task.test]).tolist())
+        self._orders: dict[tuple[str, str], np.ndarray] = {}
+
+    def of(self, task: Task) -> np.ndarray | None:
+        """Whose label each participant gets [permutations, participants]; None where labels are not permuted."""
+        count = self.counts["classification" if task.n_classes else "regression"]
+        key = (task.phenotype.name, task.protocol)
+        if count and key not in self._orders:
+            self._orders[key] = permuted_orders(np.array(sorted(self.members[key])), self.people, count, "|".join(key))
+        return self._orders.get(key)
+
+
 def predict_solved(
-    features: Features, tasks: Sequence[Task], heads: Sequence[str], settings: Mapping[str, Any]
+    features: Features,
+    tasks: Sequence[Task],
+    heads: Sequence[str],
+    settings: Mapping[str, Any],
+    orders: LabelOrders | None = None,
 ) -> Iterator[tuple[str, Task, Prediction]]:
-    """Tune, refit and test the solved heads on every task.
+    """Tune, refit and test the solved heads on every task, and again on permuted labels where there are ``orders``.
 
     Tasks with the same training part share their principal scores, so they are taken together.
     """
@@ -65,7 +90,9 @@ def predict_solved(
             penalty, fitted = tune(head, first, task.target, task.n_classes, parts, settings["penalties"])
             if settings["refit"]:
                 (fitted,) = fit(head, second[both], task.target[both], task.n_classes, [penalty])
-            yield head, task, Prediction(fitted.scores(second[task.test]), f"penalty {penalty:g}", len(both))
+            drawn = None if orders is None else orders.of(task)
+            permuted = None if drawn is None else permute(head, task, (first, second), drawn, settings)
+            yield head, task, Prediction(fitted.scores(second[task.test]), f"penalty {penalty:g}", len(both), permuted)
 
 
 def _fitted(task: Task, refit: bool) -> np.ndarray:
@@ -78,7 +105,7 @@ def _column(features: Features, task: Task) -> bytes:
 
 
 def predict_row(
-    features: Features | None, tasks: Sequence[Task], settings: Mapping[str, Any], device: str
+    features: Features | None, tasks: Sequence[Task], settings: Mapping[str, Any], device: str, orders: LabelOrders
 ) -> Iterator[tuple[str, Task, Prediction]]:
     """Predictions of every head that suits the features; ``None`` is the majority row."""
     if features is None:
@@ -91,7 +118,7 @@ def predict_row(
 
         for task, prediction in predict_published(features, tasks, settings, device):
             yield PUBLISHED, task, prediction
-    yield from predict_solved(features, tasks, [head for head in SOLVED if head in settings["heads"]], settings)
+    yield from predict_solved(features, tasks, [head for head in SOLVED if head in settings["heads"]], settings, orders)
 
 
 def rows_of(
@@ -162,8 +189,8 @@ def read_features(arguments: argparse.Namespace, cohort: Cohort, table: pd.DataF
     return read_embeddings(arguments.embeddings)
 
 
-def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """All predictions of one row, and what belongs into the file's metadata."""
+def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """All predictions of one row, its metrics under permuted labels, and what belongs into the metadata."""
     cohort = Cohort.from_settings(arguments.settings)
     settings = arguments.settings["probe"]
     table = read_participants(cohort)
@@ -175,13 +202,53 @@ def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame,
     ).reindex(participants)
     tasks = read_tasks(arguments.splits, cohort, table, participants)
     row = arguments.row.split("_seed-")[0]
-    predictions = tqdm(predict_row(features, tasks, settings, device), desc=arguments.row, unit="fit", disable=None)
-    rows = pd.concat([rows_of(row, head, features, task, made, people) for head, task, made in predictions])
+    predictions = predict_row(features, tasks, settings, device, LabelOrders(tasks, people, settings))
+    rows, permuted = [], Nulls(people["site_group"].to_numpy())
+    for head, task, made in tqdm(predictions, desc=arguments.row, unit="fit", disable=None):
+        rows.append(rows_of(row, head, features, task, made, people))
+        permuted.add(rows[-1]["row"].iloc[0], task, made.permuted)
+    table_of_rows = pd.concat(rows)
+    tables = [_with_key(table_of_rows, splits), permuted.table()]
+    tables[1].insert(0, "cohort", splits["cohort"].iloc[0])
+    tables[1].insert(2, "pretrain_seed", pd.Series(_seed(features), index=tables[1].index, dtype="Int64"))
+    return tables[0], tables[1], describe(cohort, table)
+
+
+def _seed(features: Features | None) -> int | None:
+    return features.seed if isinstance(features, CropFeatures) else None
+
+
+def _with_key(rows: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
     rows.insert(0, "cohort", splits["cohort"].iloc[0])
     rows.insert(2, "session_id", pd.Series(None, index=rows.index, dtype="string"))
     rows.insert(3, "recording_id", pd.Series(None, index=rows.index, dtype="string"))
     order = ["phenotype", "protocol", "repetition", "fold", "row", "participant_id"]
-    return rows.sort_values(order, ignore_index=True), describe(cohort, table)
+    return rows.sort_values(order, ignore_index=True)
+
+
+class Nulls:
+    """Collects what was found under permuted labels and gives its metrics."""
+
+    def __init__(self, site: np.ndarray) -> None:
+        self.site = site
+        self.made: dict[tuple[str, str, str], list[tuple[Task, Permuted]]] = {}
+
+    def add(self, row: str, task: Task, permuted: Permuted | None) -> None:
+        """Keep what one task of a row gave."""
+        if permuted is not None:
+            self.made.setdefault((row, task.phenotype.name, task.protocol), []).append((task, permuted))
+
+    def table(self) -> pd.DataFrame:
+        """Columns row, phenotype, protocol, metric, permutation, value."""
+        tables = [
+            pd.DataFrame({"metric": metric, "permutation": np.arange(len(values)), "value": values}).assign(
+                row=row, phenotype=phenotype, protocol=protocol
+            )
+            for (row, phenotype, protocol), made in sorted(self.made.items())
+            for metric, values in null_values(protocol, made, self.site).items()
+        ]
+        columns = ["row", "phenotype", "protocol", "metric", "permutation", "value"]
+        return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
 def describe(cohort: Cohort, table: pd.DataFrame) -> dict[str, Any]:
@@ -209,13 +276,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--qc", nargs="+", default=[], help="the cohort's qc tables, for the confound mean_fd")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the published head is trained")
     parser.add_argument("--output", required=True, help="predictions (Parquet)")
+    parser.add_argument("--permutations", help="where the metrics under permuted labels go (Parquet)")
     arguments = parser.parse_args(argv)
     began = time.perf_counter()
-    rows, about = probe_row(arguments, arguments.device)
+    rows, permuted, about = probe_row(arguments, arguments.device)
     files = [arguments.splits, arguments.embeddings, *arguments.shards, *arguments.qc]
     inputs = [arguments.settings["participants"]["path"], *filter(None, files)]
     about |= {"cohort": rows["cohort"].iloc[0], "splits": read_metadata(arguments.splits)["settings"]["probe"]}
     write_table(arguments.output, rows, provenance("probe", arguments.settings, inputs, **about))
+    if arguments.permutations:
+        permuted = permuted.astype({"permutation": "int64", "value": "float64"})
+        write_table(arguments.permutations, permuted, provenance("probe", arguments.settings, inputs))
     print(f"{arguments.row}: {len(rows)} predictions in {time.perf_counter() - began:.1f} s", file=sys.stderr)
 
 

@@ -12,21 +12,20 @@ import numpy.typing as npt
 import pandas as pd
 
 from semantoks.errors import UserError
-from semantoks.metrics import METRICS, SMALLER_IS_BETTER, within_site
+from semantoks.metrics import METRICS, SITE_METRIC, SMALLER_IS_BETTER, site_mean, within_site
 from semantoks.statistics import (
     SiteResamples,
     bootstrap_p,
     holm,
     interval,
     nadeau_bengio,
+    permutation_p,
     resample_sites,
     resample_units,
 )
 
 Floats = npt.NDArray[np.float64]
 LEAVE_SITE_OUT = "leave-site-out"
-SITE_METRIC = {"classification": "site_auroc", "regression": "site_r"}
-"""Under leave-site-out the weighted mean of what each site gets by itself."""
 
 
 @dataclass(frozen=True)
@@ -219,11 +218,7 @@ class HeldOutSites:
         values, draws = [], []
         for (scores,) in row.scores:
             if metric == SITE_METRIC[self.task.kind]:
-                sites = [self._site(rows, scores, np.ones((1, len(rows)))) for rows in self.resamples.rows]
-                weight = np.array([w[0] for _, w in sites])
-                known = weight > 0
-                value = np.array([v[0] for v, _ in sites])
-                values.append(np.average(value[known], weights=weight[known]) if known.any() else np.nan)
+                values.append(site_mean(self.task.kind, self.repetition.y_true, scores, self.site))
                 pools = zip(self.resamples.rows, self.resamples.pool, strict=True)
                 drawn = [self._site(rows, scores, pool) for rows, pool in pools]
                 draws.append(self.resamples.mean([v for v, _ in drawn], [w for _, w in drawn]))
@@ -252,13 +247,28 @@ def summarise(task: TaskScores, draws: int) -> RandomSplits | HeldOutSites:
     return HeldOutSites(task, draws) if task.protocol == LEAVE_SITE_OUT else RandomSplits(task, draws)
 
 
-def score_task(task: TaskScores, settings: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def null_draws(permuted: pd.DataFrame | None) -> dict[tuple[str, ...], Floats]:
+    """Metrics under permuted labels [permutations] by (cohort, phenotype, protocol, row, metric).
+
+    Pretraining seeds are averaged: permutation b has the same labels in all of them.
+    """
+    if permuted is None or permuted.empty:
+        return {}
+    keys = ["cohort", "phenotype", "protocol", "row", "metric"]
+    mean = permuted.groupby([*keys, "permutation"], sort=True)["value"].mean().reset_index()
+    return {tuple(map(str, key)): part["value"].to_numpy() for key, part in mean.groupby(keys, sort=False)}
+
+
+def score_task(
+    task: TaskScores, settings: Mapping[str, Any], nulls: Mapping[tuple[str, ...], Floats]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Records of one task: one per row and metric, and (leave-site-out) one per row and site.
 
     Parameters
     ----------
     task : predictions of all rows.
     settings : the section ``tables``.
+    nulls : metrics under permuted labels, where labels were permuted (:func:`null_draws`).
     """
     protocol = summarise(task, settings["draws"])
     primary = settings["primary"][task.protocol][task.kind]
@@ -299,6 +309,10 @@ def score_task(task: TaskScores, settings: Mapping[str, Any]) -> tuple[list[dict
                 other = summaries.get(against) if against != row.name else None
                 record[f"difference{column}"] = made.values.mean() - other.values.mean() if other else np.nan
                 record[f"p{column}"] = protocol.p(made, other, better) if other else np.nan
+            null = nulls.get((task.cohort, task.phenotype, task.protocol, row.name, metric))
+            if null is not None:
+                record["p_majority"] = permutation_p(made.values.mean() * upwards, null * upwards)
+            record["test_majority"] = _test_name(null is not None, task.protocol) if row.name != "majority" else None
             records.append(record)
     sites = []
     if isinstance(protocol, HeldOutSites):
@@ -307,8 +321,17 @@ def score_task(task: TaskScores, settings: Mapping[str, Any]) -> tuple[list[dict
     return records, sites
 
 
+def _test_name(permuted: bool, protocol: str) -> str:
+    if permuted:
+        return "permutation"
+    return "bootstrap" if protocol == LEAVE_SITE_OUT else "corrected t-test"
+
+
 def score_tables(
-    predictions: pd.DataFrame, kinds: Mapping[str, str], settings: Mapping[str, Any]
+    predictions: pd.DataFrame,
+    kinds: Mapping[str, str],
+    settings: Mapping[str, Any],
+    permuted: pd.DataFrame | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All numbers of a cohort's tables, and the held-out sites' own values.
 
@@ -316,8 +339,9 @@ def score_tables(
     unadjusted p values only.
     """
     records, sites = [], []
+    nulls = null_draws(permuted)
     for task in collect(predictions, kinds):
-        scored, by_site = score_task(task, settings)
+        scored, by_site = score_task(task, settings, nulls)
         records += scored
         sites += by_site
     table = pd.DataFrame(records)

@@ -181,9 +181,10 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
         "by class, given the trained models; under leave-site-out over sites, then participants within sites.",
         f"↑ ↓ better or worse than the reference row ({settings['reference']['classification']} for classes, "
         f"{settings['reference']['regression']} for numbers), ° not better than the majority row, at "
-        f"{settings['alpha']} after Holm's adjustment over all rows and tasks of a protocol. Random splits: corrected "
-        "resampled t-test (Nadeau & Bengio 2003); leave-site-out: bootstrap of the paired difference, which is liberal "
-        "with fewer than five sites. Two-sided against the reference, one-sided against the majority row.",
+        f"{settings['alpha']} after Holm's adjustment over all rows and tasks of a protocol. Two-sided against the "
+        "reference, one-sided (better) against the majority row, which has r = 0 by definition. Random splits: "
+        "corrected resampled t-test (Nadeau & Bengio 2003); leave-site-out: bootstrap of the paired difference, which "
+        "is liberal with fewer than five sites. " + _permutation_note(probe.get("permutations") or {}),
         "Within-site AUROC: mean over sites weighted by the pairs compared; within-site r: weighted by participants "
         "less one. Sites with one class have none.",
     ]
@@ -199,6 +200,18 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
             "splits and preprocessing differ from ours."
         )
     return ([SIMULATED] if settings.get("simulated") else []) + notes
+
+
+def _permutation_note(counts: Mapping[str, int]) -> str:
+    """Which comparisons with the majority row rest on permuted labels."""
+    kinds = {"classification": "classes", "regression": "numbers"}
+    made = [f"{kinds[kind]} {count} times" for kind, count in sorted(counts.items()) if count]
+    if not made:
+        return ""
+    return (
+        f"Logistic and ridge against the majority row: labels permuted within sites ({', '.join(made)}), tuning and "
+        "refit included; p = (1 + as good) / (1 + permutations)."
+    )
 
 
 def add_published(
@@ -253,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.tables", description=__doc__)
     parser.add_argument("--settings", required=True, type=json.loads, help="section tables, and simulated")
     parser.add_argument("--probes", required=True, nargs="+", help="predictions of all rows")
+    parser.add_argument("--permutations", nargs="*", default=[], help="metrics of the rows under permuted labels")
     parser.add_argument("--published", required=True, help="resources/published.tsv")
     parser.add_argument("--output-folder", required=True, type=Path, help="folder of the tables")
     arguments = parser.parse_args(argv)
@@ -260,11 +274,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     published = read_text_table(arguments.published)
     predictions = read_tables(arguments.probes)
     metadata = {path: read_metadata(path) for path in arguments.probes}
+    permuted = read_tables(arguments.permutations) if arguments.permutations else None
     for cohort, part in predictions.groupby("cohort", sort=True):
         own = [path for path in arguments.probes if metadata[path]["cohort"] == cohort]
         described = metadata[own[0]]["phenotypes"]
         kinds = {name: value["type"] for name, value in described.items()}
-        scores, sites = score_tables(part, kinds, settings)
+        scores, sites = score_tables(part, kinds, settings, permuted)
         scores = add_published(scores, described, published, settings["published"])
         about = provenance("tables", settings | {"probe": metadata[own[0]]["splits"]}, [*own, arguments.published])
         write_cohort(arguments.output_folder, str(cohort), (scores, sites), published, about, settings)

@@ -51,12 +51,27 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Permuted:
+    """Permuted ``targets`` [permutations, test] of a task's test participants and the ``scores`` that a head found.
+
+    ``scores`` is [permutations, test, classes or 1].
+    """
+
+    targets: npt.NDArray
+    scores: npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """Scores of the test participants [test, classes] (larger is more likely) or [test, 1] (the number)."""
+    """Scores of the test participants [test, classes] (larger is more likely) or [test, 1] (the number).
+
+    ``permuted`` holds the same under permuted labels, where they were permuted.
+    """
 
     scores: npt.NDArray[np.float64]
     setting: str
     n_train: int
+    permuted: Permuted | None = None
 
 
 def read_tasks(splits: Path | str, cohort: Cohort, table: pd.DataFrame, participants: Sequence[str]) -> list[Task]:

@@ -1,0 +1,216 @@
+"""Labels permuted through the whole chain: what moves, what comes out, and how often nothing is called something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from semantoks.baselines.features import standardise
+from semantoks.baselines.linear import fit, principal_scores, tune
+from semantoks.baselines.permutation import null_values, permute, permuted_orders
+from semantoks.baselines.tasks import Permuted, Task
+from semantoks.files import read_table
+from semantoks.metrics import METRICS, site_mean
+from semantoks.phenotypes import Phenotype
+from semantoks.splits import make_units, random_parts, site_parts
+from semantoks.statistics import nadeau_bengio, permutation_p
+from test_probe import Study, planted
+
+PENALTIES = [1.0, 0.1, 0.01, 0.001]
+SETTINGS = {"refit": True, "penalties": PENALTIES}
+
+
+def task(parts: dict[str, str], target: np.ndarray, n_classes: int = 0, protocol: str = "random") -> Task:
+    index = {
+        part: np.array([row for row, name in enumerate(sorted(parts)) if parts[name] == part], dtype=np.intp)
+        for part in ("train", "validation", "test")
+    }
+    phenotype = Phenotype("x", "x", "classification" if n_classes else "regression")
+    return Task(phenotype, protocol, 0, "0", "", *index.values(), target, n_classes, None)
+
+
+def people(n: int, n_sites: int = 4, siblings: int = 0) -> pd.DataFrame:
+    """Sites in turn; the first ``2 * siblings`` participants are pairs of siblings of one site."""
+    number = np.arange(n)
+    family = np.where(number < 2 * siblings, number // 2, number + n)
+    site = np.where(number < 2 * siblings, number // 2, number) % n_sites
+    return pd.DataFrame({"site": site.astype(str), "site_group": site.astype(str), "family": family.astype(str)})
+
+
+class TestOrders:
+    def test_labels_stay_in_their_site_and_families_stay_together(self) -> None:
+        who = people(60, siblings=10)
+        orders = permuted_orders(np.arange(60), who, 200, "x")
+        site, family = who["site"].to_numpy(), who["family"].to_numpy()
+        assert (site[orders] == site).all()
+        assert (np.sort(orders, axis=1) == np.arange(60)).all()
+        first, second = orders[:, 0:20:2], orders[:, 1:20:2]
+        assert (family[first] == family[second]).all(), "siblings get the labels of siblings"
+        assert len(np.unique(orders, axis=0)) == 200
+
+    def test_who_is_in_no_split_keeps_the_own_label(self) -> None:
+        orders = permuted_orders(np.arange(10, 30), people(40), 20, "x")
+        assert (orders[:, :10] == np.arange(10)).all()
+        assert (orders[:, 30:] == np.arange(30, 40)).all()
+
+    def test_every_row_of_a_table_has_the_same(self) -> None:
+        one, two, other = (permuted_orders(np.arange(40), people(40), 5, name) for name in "xxy")
+        assert (one == two).all()
+        assert (one != other).any()
+
+    def test_one_participant_per_site_cannot_move(self) -> None:
+        assert (permuted_orders(np.arange(4), people(4), 3, "x") == np.arange(4)).all()
+
+
+class TestChain:
+    generator = np.random.default_rng(0)
+    parts = random_parts(
+        make_units([f"{n:02d}" for n in range(60)], pd.Series({f"{n:02d}": str(n) for n in range(60)}), None),
+        *(0, 0.2, 0.25, ""),
+    )
+    features = generator.normal(size=(60, 90)).astype(np.float32)
+
+    def scores(self, one: Task) -> tuple[np.ndarray, np.ndarray]:
+        both = np.sort(np.concatenate([one.training, one.validation]))
+        return tuple(principal_scores(standardise(self.features, part), part) for part in (one.training, both))
+
+    @pytest.mark.parametrize("refit", [True, False])
+    @pytest.mark.parametrize(("head", "n_classes"), [("ridge", 0), ("ridge", 2), ("logistic", 2)])
+    def test_equals_one_permutation_at_a_time(self, head: str, n_classes: int, refit: bool) -> None:
+        target = self.generator.integers(0, 2, 60) if n_classes else self.generator.normal(size=60)
+        one = task(self.parts, target, n_classes)
+        both = np.sort(np.concatenate([one.training, one.validation])) if refit else one.training
+        first, second = self.scores(one) if refit else (self.scores(one)[0],) * 2
+        orders = permuted_orders(np.arange(60), people(60), 5, "x")
+        made = permute(head, one, (first, second), orders, SETTINGS | {"refit": refit})
+        for number, order in enumerate(orders):
+            permuted = target[order]
+            penalty, _ = tune(head, first, permuted, n_classes, (one.training, one.validation), PENALTIES)
+            (alone,) = fit(head, second[both], permuted[both], n_classes, [penalty])
+            np.testing.assert_allclose(made.scores[number], alone.scores(second[one.test]), atol=1e-3)
+            np.testing.assert_array_equal(made.targets[number], permuted[one.test])
+
+    @pytest.mark.parametrize("n_classes", [0, 2])
+    def test_metrics_are_those_of_the_tables(self, n_classes: int) -> None:
+        kind = "classification" if n_classes else "regression"
+        draw = self.generator.integers(0, 2, (7, 24)) if n_classes else self.generator.normal(size=(7, 24))
+        scores = self.generator.normal(size=(7, 24, max(n_classes, 1)))
+        scores[3] = 1  # constant
+        halves = []
+        for rows in (np.arange(12), np.arange(12, 24)):
+            one = task(dict.fromkeys([f"{n:02d}" for n in rows], "test"), np.zeros(24), n_classes)
+            halves.append((Task(**{**vars(one), "test": rows}), Permuted(draw[:, rows], scores[:, rows])))
+        site = np.repeat(list("abcd"), [12, 6, 4, 2])
+        random, held_out = null_values("random", halves, site), null_values("leave-site-out", halves, site)
+        for number in range(7):
+            y = draw[number].astype(float)
+            for name, metric in METRICS[kind].items():
+                each = [
+                    metric(y[rows], scores[number, rows], np.ones((1, 12)))[0] for rows in (slice(12), slice(12, 24))
+                ]
+                np.testing.assert_allclose(random[name][number], np.mean(each), atol=1e-9, err_msg=name)
+                pooled = metric(y, scores[number], np.ones((1, 24)))[0]
+                np.testing.assert_allclose(held_out[name][number], pooled, atol=1e-9, err_msg=name)
+            name = {"regression": "site_r", "classification": "site_auroc"}[kind]
+            np.testing.assert_allclose(held_out[name][number], site_mean(kind, y, scores[number], site), atol=1e-9)
+
+    def test_p_by_hand(self) -> None:
+        assert permutation_p(0.5, np.array([0.1, 0.6, 0.5, 0.2])) == 3 / 5
+        assert permutation_p(0.7, np.linspace(0, 0.6, 199)) == 1 / 200
+        assert np.isnan(permutation_p(0.7, np.full(5, np.nan)))
+
+
+def test_a_row_of_the_table_brings_its_metrics_under_permuted_labels(tmp_path: Path) -> None:
+    table, bold = planted(80)
+    study = Study(tmp_path, table, bold)
+    path = tmp_path / "permutations.parquet"
+    study.row("fc", "--shards", str(study.shards), "--permutations", str(path))
+    permuted = read_table(path)
+    assert set(permuted["phenotype"]) == {"score"}, "classes are not permuted unless asked for"
+    assert set(permuted["metric"]) == {"r", "r2", "mae", "site_r"}
+    assert permuted.groupby(["row", "protocol", "metric"]).size().eq(99).all()
+    r = permuted.query("metric == 'r' and protocol == 'random'")["value"]
+    assert abs(r.mean()) < 0.1
+    assert r.std() > 0.05
+    study.settings["probe"]["permutations"] = {"regression": 0, "classification": 3}
+    study.row("fc", "--shards", str(study.shards), "--permutations", str(path))
+    assert set(read_table(path)["metric"]) == {"balanced_accuracy", "auroc", "macro_f1", "site_auroc"}
+
+
+@pytest.mark.slow
+class TestTypeOneError:
+    """Numbers that nothing predicts, of siblings who resemble each other, at sites that differ in everything."""
+
+    n, cohorts, numbers, repetitions, permutations = 120, 10, 40, 10, 99
+
+    def draw(self, effect: float, site_effect: float, seed: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+        """Features [n, 300] of low rank, and numbers [numbers, n] that one factor and the site drive.
+
+        Siblings share half of the variance of both.
+        """
+        generator = np.random.default_rng(seed)
+        who = people(self.n, siblings=20)
+        site = who["site"].astype(int).to_numpy()
+        factors, numbers = generator.normal(size=(self.n, 12)), generator.normal(size=(self.n, self.numbers))
+        for values in (factors, numbers):
+            values[1:40:2] = 0.7 * values[0:40:2] + 0.7 * values[1:40:2]
+        loadings = generator.normal(size=(12, 300)) / np.arange(1, 13)[:, None]
+        features = factors @ loadings + 0.5 * site[:, None] * generator.normal(size=300)
+        features += generator.normal(size=features.shape)
+        numbers += site_effect * site[:, None] + effect * factors[:, 1:2]
+        return features.astype(np.float32), numbers.T, who
+
+    def splits(self, who: pd.DataFrame, protocol: str) -> list[dict[str, str]]:
+        names = [f"{number:03d}" for number in range(self.n)]
+        units = make_units(names, pd.Series(who["family"].to_numpy(), index=names), None)
+        if protocol == "random":
+            return [random_parts(units, repetition, 0.2, 0.25, "") for repetition in range(self.repetitions)]
+        group = pd.Series(who["site"].to_numpy(), index=names)
+        return [site_parts(units, group, site, 0.25, "") for site in sorted(set(group))]
+
+    def values(
+        self, protocol: str, drawn: tuple[np.ndarray, np.ndarray, pd.DataFrame], permutations: int
+    ) -> Iterator[tuple[np.ndarray, list[float]]]:
+        """Of each number r under its true and under permuted labels, and (random splits) of each repetition."""
+        features, numbers, who = drawn
+        site = who["site"].to_numpy()
+        splits = self.splits(who, protocol)
+        scores = []
+        for parts in splits:
+            one = task(parts, numbers[0])
+            both = np.sort(np.concatenate([one.training, one.validation]))
+            scores.append([principal_scores(standardise(features, part), part) for part in (one.training, both)])
+        # The first order is the identity: observed and permuted values come out of the same code.
+        orders = permuted_orders(np.arange(self.n), who, permutations, "x")
+        orders = np.concatenate([np.arange(self.n)[None], orders])
+        for number in numbers:
+            tasks = [task(parts, number, protocol=protocol) for parts in splits]
+            made = [
+                (one, permute("ridge", one, pair, orders, SETTINGS)) for one, pair in zip(tasks, scores, strict=True)
+            ]
+            if protocol == "random":
+                each = [null_values(protocol, [one], site)["r"][0] for one in made]
+                yield null_values(protocol, made, site)["r"], each
+            else:
+                yield null_values(protocol, made, site)["site_r"], []
+
+    @pytest.mark.parametrize("protocol", ["random", "leave-site-out"])
+    def test_a_twentieth_of_true_nulls_is_rejected_and_what_is_there_is_found(self, protocol: str) -> None:
+        """Sites differ in the number, and features know the site: that alone is no evidence."""
+        p = {}
+        for effect, cohorts in ((0, self.cohorts), (0.8, 2)):
+            drawn = (self.draw(effect, 0.5, seed) for seed in range(cohorts))
+            found = [value for one in drawn for value, _ in self.values(protocol, one, self.permutations)]
+            p[effect] = np.array([permutation_p(value[0], value[1:]) for value in found])
+        assert (p[0] < 0.05).mean() <= 0.06
+        assert (p[0.8] < 0.05).mean() > 0.8
+
+    def test_why_not_the_corrected_t_test(self) -> None:
+        """Even without differences between sites: r of two repetitions agrees more than the t-test supposes (.2)."""
+        each = [r for seed in range(self.cohorts) for _, r in self.values("random", self.draw(0, 0, seed), 1)]
+        found = [nadeau_bengio(values, 0.8, 0.2) for values in each]
+        assert np.mean([test.p < 0.05 for test in found]) > 0.06
+        assert np.corrcoef(np.array(each).T)[np.triu_indices(self.repetitions, 1)].mean() > 0.22

@@ -1,0 +1,177 @@
+"""Permutation of the labels through the whole chain of a solved head: tuning, refit and test (EVALUATION §2).
+
+The corrected t-test supposes that two repetitions' differences correlate by n_test/(n_train + n_test). Correlations of
+predicted and true numbers correlate more, because two participants who test each other's models count twice; its p
+is then too small. Under permuted labels that happens in the same way, so nothing has to be supposed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import linalg
+
+from semantoks.baselines.features import Index
+from semantoks.baselines.linear import fit, tune
+from semantoks.baselines.tasks import Permuted, Task
+from semantoks.metrics import METRICS, SITE_METRIC, site_mean
+
+Floats = npt.NDArray[np.float64]
+LEAVE_SITE_OUT = "leave-site-out"
+
+
+def permuted_orders(members: Index, people: pd.DataFrame, count: int, name: str) -> npt.NDArray[np.intp]:
+    """Whose label each participant gets in each permutation.
+
+    Labels move within a site, and families move as a whole to families of the same size: what sites and relatives
+    have in common stays as it is.
+
+    Parameters
+    ----------
+    members : row numbers of the participants whose labels move.
+    people : columns ``site`` and ``family`` of all participants, in the order of the rows.
+    count : number of permutations.
+    name : what the generator is seeded with; the same for all rows of a table.
+
+    Returns
+    -------
+    [count, participants] row numbers; who is not among the members keeps the own.
+    """
+    site = people["site"].fillna("").to_numpy(dtype=str)
+    families = pd.Series(members).groupby(people["family"].to_numpy(dtype=str)[members], sort=True).agg(list)
+    blocks: dict[tuple[str, ...], list[list[int]]] = {}
+    for family in families:
+        family = sorted(family, key=lambda row: (site[row], row))
+        blocks.setdefault(tuple(site[family]), []).append(family)
+    generator = np.random.default_rng(zlib.crc32(name.encode()))
+    orders = np.tile(np.arange(len(people)), (count, 1))
+    for key in sorted(blocks):
+        rows = np.array(blocks[key])
+        drawn = generator.permuted(np.tile(np.arange(len(rows)), (count, 1)), axis=1)
+        orders[:, rows] = rows[drawn]
+    return orders
+
+
+def permute(
+    head: str, task: Task, scores: tuple[Floats, Floats], orders: npt.NDArray[np.intp], settings: Mapping[str, Any]
+) -> Permuted:
+    """Tune, refit and test a solved head on permuted labels, exactly as on the true ones.
+
+    Parameters
+    ----------
+    scores : principal scores of all participants, of the training part and of the part fitted on in the end.
+    orders : of :func:`permuted_orders`.
+    settings : the section ``probe``.
+    """
+    both = np.sort(np.concatenate([task.training, task.validation])) if settings["refit"] else task.training
+    if not task.n_classes:
+        return _permute_numbers(task, scores, both, orders, settings["penalties"])
+    first, second = scores
+    made = []
+    for order in orders:
+        target = task.target[order]
+        parts = (task.training, task.validation)
+        penalty, fitted = tune(head, first, target, task.n_classes, parts, settings["penalties"])
+        if settings["refit"]:
+            (fitted,) = fit(head, second[both], target[both], task.n_classes, [penalty])
+        made.append(fitted.scores(second[task.test]))
+    return Permuted(task.target[orders[:, task.test]], np.stack(made))
+
+
+def _permute_numbers(
+    task: Task, scores: tuple[Floats, Floats], both: Index, orders: npt.NDArray[np.intp], penalties: Sequence[float]
+) -> Permuted:
+    """All permutations at once: a ridge regression is linear in its targets."""
+    first, second = scores
+    targets = task.target[orders].T
+    strongest_first = sorted(penalties, reverse=True)
+    tuned = _ridge_path(first, task.training, task.validation, targets, strongest_first)
+    errors = np.stack([((made - targets[task.validation]) ** 2).mean(axis=0) for made in tuned])
+    best = errors.argmin(axis=0)
+    found = np.empty((len(task.test), len(orders)), dtype=np.float32)
+    for number, penalty in enumerate(strongest_first):
+        chosen = np.flatnonzero(best == number)
+        if len(chosen):
+            found[:, chosen] = next(_ridge_path(second, both, task.test, targets[:, chosen], [penalty]))
+    return Permuted(targets[task.test].T, found.T[:, :, None])
+
+
+def _ridge_path(
+    features: Floats, fitted: Index, tested: Index, targets: Floats, penalties: Sequence[float]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Predictions [tested, targets] of ``linear.ridge`` for each penalty; large products in float32."""
+    mean = features[fitted].mean(axis=0)
+    level = targets[fitted].mean(axis=0)
+    centred = features[fitted] - mean
+    variance, axes = linalg.eigh(centred.T @ centred, driver="evd", overwrite_a=True, check_finite=False)
+    projected = (centred @ axes).T.astype(np.float32) @ (targets[fitted] - level).astype(np.float32)
+    rotated = (features[tested] - mean) @ axes
+    for penalty in penalties:
+        shrunk = rotated / (np.maximum(variance, 0) + penalty * len(fitted))
+        yield shrunk.astype(np.float32) @ projected + level.astype(np.float32)
+
+
+def null_values(protocol: str, made: Sequence[tuple[Task, Permuted]], site: npt.NDArray) -> dict[str, Floats]:
+    """Each metric [permutations] of a row under permuted labels, as the tables compute it from true ones.
+
+    Parameters
+    ----------
+    protocol : random (metrics are averaged over repetitions) or leave-site-out (pooled, and mean within sites).
+    made : every task of one phenotype and protocol.
+    site : institution of each participant.
+    """
+    kind = "classification" if made[0][0].n_classes else "regression"
+    if protocol != LEAVE_SITE_OUT:
+        every = [_metrics(kind, permuted.targets, permuted.scores) for _, permuted in made]
+        return {name: np.mean([values[name] for values in every], axis=0) for name in every[0]}
+    targets = np.concatenate([permuted.targets for _, permuted in made], axis=1)
+    scores = np.concatenate([permuted.scores for _, permuted in made], axis=1)
+    sites = site[np.concatenate([task.test for task, _ in made])].astype(str)
+    if kind == "regression":
+        own = _site_correlations(targets, scores[:, :, 0], sites)
+    else:
+        own = np.array([site_mean(kind, y.astype(np.float64), s, sites) for y, s in zip(targets, scores, strict=True)])
+    return {**_metrics(kind, targets, scores), SITE_METRIC[kind]: own}
+
+
+def _metrics(kind: str, targets: npt.NDArray, scores: npt.NDArray) -> dict[str, Floats]:
+    """Metrics [permutations] of targets [permutations, n] and scores [permutations, n, classes or 1]."""
+    if kind == "classification":
+        one = np.ones((1, targets.shape[1]))
+        return {
+            name: np.array([compute(y.astype(np.float64), s, one)[0] for y, s in zip(targets, scores, strict=True)])
+            for name, compute in METRICS[kind].items()
+        }
+    missed = targets - scores[:, :, 0]
+    spread = np.square(targets - targets.mean(axis=1, keepdims=True)).sum(axis=1)
+    return {
+        "r": _correlations(targets, scores[:, :, 0]),
+        "r2": 1 - np.square(missed).sum(axis=1) / spread,
+        "mae": np.abs(missed).mean(axis=1),
+    }
+
+
+def _correlations(targets: npt.NDArray, scores: npt.NDArray) -> Floats:
+    """``metrics.pearson_r`` of each row of two matrices."""
+    true = targets - targets.mean(axis=1, keepdims=True)
+    guess = scores - scores.mean(axis=1, keepdims=True, dtype=np.float64)
+    norm = np.sqrt(np.square(true).sum(axis=1) * np.square(guess).sum(axis=1))
+    varies = np.ptp(scores, axis=1) > 1e-12 * np.abs(scores).max(axis=1)
+    made: Floats = np.divide((true * guess).sum(axis=1), norm, out=np.zeros(len(norm)), where=varies & (norm > 0))
+    return made
+
+
+def _site_correlations(targets: npt.NDArray, scores: npt.NDArray, sites: npt.NDArray) -> Floats:
+    """``metrics.site_mean`` for numbers, of each row of two matrices."""
+    total, weight = np.zeros(len(targets)), 0
+    for name in np.unique(sites):
+        rows = np.flatnonzero(sites == name)
+        if len(rows) >= 3:
+            total += (len(rows) - 1) * _correlations(targets[:, rows], scores[:, rows])
+            weight += len(rows) - 1
+    return total / weight if weight else np.full(len(targets), np.nan)
