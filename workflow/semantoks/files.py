@@ -89,7 +89,19 @@ def write_table(path: Path | str, table: pd.DataFrame | pa.Table, metadata: Mapp
         table = pa.Table.from_pandas(table, preserve_index=False)
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, **parquet_options(table.schema))
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How our Parquet files are written: zstd, but time series in binary columns as they are.
+
+    These are half noise: zstd takes 8 % off them, and reading takes five times longer.
+    """
+    raw = {field.name for field in schema if pa.types.is_binary(field.type)}
+    return {
+        "compression": {name: "none" if name in raw else "zstd" for name in schema.names},
+        "use_dictionary": [name for name in schema.names if name not in raw],
+    }
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from semantoks import signals
 from semantoks.errors import UserError, run_command
-from semantoks.files import KEY, METADATA_KEY, provenance, read_metadata, read_table, read_text_table, replacing
+from semantoks.files import (
+    KEY,
+    METADATA_KEY,
+    parquet_options,
+    provenance,
+    read_metadata,
+    read_table,
+    read_text_table,
+    replacing,
+)
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in [*KEY, "task", "site"]]
@@ -51,7 +60,8 @@ def write_shard(
     n_rois = len(metadata["roi_names"])
     schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     written = 0
-    with replacing(output) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    options = parquet_options(schema)
+    with replacing(output) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         rows: list[dict[str, Any]] = []
         for batch in pq.ParquetFile(timeseries).iter_batches(batch_size=8):
             for record in batch.to_pylist():

@@ -22,6 +22,9 @@ from semantoks.errors import UserError
 from semantoks.files import KEY, read_metadata, read_table
 from semantoks.model.networks import NetworkTable
 
+HALF_EXPONENT = 0x7C00
+"""Exponent bits of a float16; all of them set means NaN or infinity."""
+
 
 @dataclass
 class Corpus:
@@ -118,8 +121,10 @@ def load_corpus(
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     frames = torch.zeros(int(lengths.sum()), len(roi_names), dtype=torch.float16)
     target = frames.numpy()
+    # a slice is copied three times faster than a list of columns
+    own = slice(None) if columns == list(range(len(roi_names))) else columns
     for start, bold in zip(starts, _scans(paths), strict=True):
-        target[start : start + bold.shape[1], columns] = bold.T
+        target[start : start + bold.shape[1], own] = bold.T
     valid = np.zeros((len(table), len(roi_names)), dtype=bool)
     valid[:, columns] = np.stack(table.pop("valid").to_list())
     present = valid if tokenizer == "linear" else present_networks(valid, networks, min_network_valid)
@@ -211,15 +216,17 @@ def _scans(paths: Sequence[Path | str]) -> Iterator[np.ndarray]:
     """BOLD of every scan, [ROI, time] float16, in the order of the tables, 64 scans in memory at a time."""
     columns = ["recording_id", "n_rois", "n_frames", "bold"]
     for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=columns):
-            for row in batch.to_pylist():
-                bold = np.frombuffer(row["bold"], dtype="<f2")
-                name, shape = f"{path}: {row['recording_id']}", (row["n_rois"], row["n_frames"])
-                if bold.size != shape[0] * shape[1]:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=columns, use_threads=False):
+            described = zip(*(batch.column(name).to_pylist() for name in columns[:3]), strict=True)
+            for (recording, *shape), stored in zip(described, batch.column("bold"), strict=True):
+                bits = np.frombuffer(stored.as_buffer(), dtype="<u2")
+                name = f"{path}: {recording}"
+                if bits.size != shape[0] * shape[1]:
                     raise UserError(
-                        f"{name}: expected {shape[0]} × {shape[1]} values, found {bold.size}; the shard is damaged, "
+                        f"{name}: expected {shape[0]} × {shape[1]} values, found {bits.size}; the shard is damaged, "
                         "make it again"
                     )
-                if not np.isfinite(bold).all():
+                # isfinite of float16 is ten times slower than looking at the exponent
+                if (bits & HALF_EXPONENT == HALF_EXPONENT).any():
                     raise UserError(f"{name}: expected finite values, found NaN or infinity; make the shard again")
-                yield bold.reshape(shape)
+                yield bits.view("<f2").reshape(shape)
