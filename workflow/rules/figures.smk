@@ -52,7 +52,7 @@ rule figures_of_encoder:
     params:
         settings=json.dumps({"simulated": settings.values["simulated"]}),
         code=code_version("encoder_figures"),
-        encoder=RESULTS / "pretrain" / "{encoder}",
+        encoder=lambda wildcards: RESULTS / "pretrain" / wildcards.encoder,
         folder=RESULTS / "figures",
     shell:
         "python -m semantoks.encoder_figures --settings {params.settings:q} --encoder {params.encoder:q}"
