@@ -35,7 +35,7 @@ wildcard_constraints:
     cohort="[A-Za-z0-9_-]+",
     batch=r"part-\d+",
     encoder=r"[A-Za-z0-9-]+_seed-\d+",
-    row=r"majority|confounds|fc|[A-Za-z0-9-]+_seed-\d+",
+    row=r"[A-Za-z][A-Za-z0-9-]*(_seed-\d+)?",
     participant="[A-Za-z0-9+]+",
 
 
@@ -119,7 +119,21 @@ def parcellate_module(wildcards):
 
 
 def probe_settings(wildcards):
-    return settings.cohort(wildcards.cohort).probe_json(probe=settings.section("probe"))
+    """What decides about a row; which other rows there are does not."""
+    section = {key: value for key, value in settings.section("probe").items() if key != "rows"}
+    own = own_features(wildcards)
+    further = {"features": own} if own else {}
+    return settings.cohort(wildcards.cohort).probe_json(probe=section, **further)
+
+
+def own_features(wildcards):
+    """The user's table behind a row, by name; empty for any other row."""
+    features = settings.cohort(wildcards.cohort).settings["features"]
+    return {name: table for name, table in features.items() if name == getattr(wildcards, "row", None)}
+
+
+def own_feature_files(wildcards):
+    return [table["path"] for table in own_features(wildcards).values()]
 
 
 def participants_table(wildcards):
@@ -138,8 +152,8 @@ def row_embeddings(wildcards):
 
 
 def probe_rows(cohort):
-    """Rows of a cohort's table: what needs no encoder, then every encoder."""
-    return ["majority", "confounds", "fc", *settings.encoders]
+    """Rows of a cohort's table: references, the user's own features, every encoder."""
+    return [*settings.section("probe")["rows"], *settings.cohort(cohort).settings["features"], *settings.encoders]
 
 
 def cohort_probes(wildcards):

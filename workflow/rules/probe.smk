@@ -23,7 +23,8 @@ rule probe:
         splits=rules.splits.output,
         participants=participants_table,
         embeddings=row_embeddings,
-        shards=branch(lambda wildcards: wildcards.row == "fc", then=cohort_shards, otherwise=[]),
+        features=own_feature_files,
+        shards=branch(lambda wildcards: wildcards.row.split("-")[0] == "fc", then=cohort_shards, otherwise=[]),
         qc=branch(
             lambda wildcards: wildcards.row == "confounds",
             then=lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),

@@ -1,7 +1,8 @@
 """Fit one row of the probe table on every split and save its predictions on the test participants.
 
-A row is a kind of features with one or more heads: ``majority``, ``confounds``, ``fc``, or an encoder's name with its
-embeddings. Every row fits on the same training parts, chooses on the same validation parts and has the same budget.
+A row is a kind of features with one or more heads: ``majority``, ``confounds``, functional connectivity in one of its
+forms, a user's own table, or an encoder's name with its embeddings. Every row fits on the same training parts, chooses
+on the same validation parts and has the same budget.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from semantoks.baselines.confounds import make_confounds
+from semantoks.baselines.confounds import make_confounds, make_covariates
 from semantoks.baselines.connectivity import read_connectivity
+from semantoks.baselines.feature_table import FeatureTable, read_feature_table
 from semantoks.baselines.features import CropFeatures, Features, read_embeddings
 from semantoks.baselines.linear import fit, principal_scores, tune
-from semantoks.baselines.permutation import null_values, permute, permuted_orders
+from semantoks.baselines.permutation import LEAVE_SITE_OUT, null_values, permute, permuted_orders
 from semantoks.baselines.tasks import Permuted, Prediction, Task, read_tasks
 from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, read_table, read_tables, write_table
@@ -30,6 +32,9 @@ from semantoks.phenotypes import Cohort, class_names, families, phenotype_values
 MAJORITY = "majority"
 CONFOUNDS = "confounds"
 CONNECTIVITY = "fc"
+KERNEL, TANGENT, POWER, COMBAT = "fc-kernel", "fc-tangent", "fc-power", "fc-combat"
+FROM_SHARDS = (CONNECTIVITY, KERNEL, TANGENT, POWER, COMBAT)
+"""Rows that are computed from the time series of the shards."""
 PUBLISHED = "published"
 SOLVED = ("logistic", "ridge")
 
@@ -86,6 +91,8 @@ def predict_solved(
         for head in heads:
             if head == "logistic" and not task.n_classes:
                 continue
+            if head == "logistic" and features.name == KERNEL:
+                continue
             parts = (training, task.validation)
             penalty, fitted = tune(head, first, task.target, task.n_classes, parts, settings["penalties"])
             if settings["refit"]:
@@ -100,8 +107,8 @@ def _fitted(task: Task, refit: bool) -> np.ndarray:
 
 
 def _column(features: Features, task: Task) -> bytes:
-    """What else the features depend on: confounds leave out the phenotype's own column."""
-    return task.phenotype.column.encode() if features.name == CONFOUNDS else b""
+    """What else the features depend on: confounds and covariates leave out the phenotype's own column."""
+    return task.phenotype.column.encode() if features.name in (CONFOUNDS, COMBAT) else b""
 
 
 def predict_row(
@@ -151,8 +158,15 @@ def rows_of(
     table["bin_edges"] = pd.Series([task.bin_edges] * len(table), index=table.index)
     table["y_true"] = task.target[task.test].astype(np.float64)
     table["y_score"] = list(prediction.scores)
-    table["transductive"] = table["participant_id"].isin(encoder.seen) if encoder else False
+    table["transductive"] = _was_seen(features, table["participant_id"])
     return table
+
+
+def _was_seen(features: Features | None, participants: pd.Series) -> pd.Series | bool:
+    """Whether pretraining saw the participants; of a user's own features their settings say it."""
+    if isinstance(features, FeatureTable):
+        return features.seen
+    return participants.isin(features.seen) if isinstance(features, CropFeatures) else False
 
 
 def read_mean_fd(qc: Sequence[str]) -> pd.Series | None:
@@ -177,16 +191,45 @@ def read_features(arguments: argparse.Namespace, cohort: Cohort, table: pd.DataF
             return None
         tested = set(read_table(arguments.splits, ["participant_id"])["participant_id"])
         return make_confounds(cohort, table, sorted(tested), read_mean_fd(arguments.qc))
-    if arguments.row == CONNECTIVITY:
+    if arguments.row in FROM_SHARDS:
         if not arguments.shards:
-            raise UserError(f"--row {CONNECTIVITY} needs --shards, found none; give the cohort's shards")
-        return read_connectivity(arguments.shards, arguments.settings["probe"]["roi_valid_share"])
+            raise UserError(f"--row {arguments.row} needs --shards, found none; give the cohort's shards")
+        return read_from_shards(arguments, cohort, table)
+    own = arguments.settings.get("features") or {}
+    if arguments.row in own:
+        return read_feature_table(arguments.row, own[arguments.row])
     if not arguments.embeddings:
         raise UserError(
-            f"--row {arguments.row}: expected {MAJORITY}, {CONFOUNDS}, {CONNECTIVITY}, or an encoder's name together "
-            "with --embeddings; give its embeddings or correct the name"
+            f"--row {arguments.row}: expected {MAJORITY}, {CONFOUNDS}, {', '.join(FROM_SHARDS)}, a table under "
+            "features of the cohort file, or an encoder's name together with --embeddings; give its embeddings or "
+            "correct the name"
         )
     return read_embeddings(arguments.embeddings)
+
+
+def read_from_shards(arguments: argparse.Namespace, cohort: Cohort, table: pd.DataFrame) -> Features:
+    """Functional connectivity in the form that ``--row`` names."""
+    settings = arguments.settings["probe"]
+    share = settings["roi_valid_share"]
+    if arguments.row == CONNECTIVITY:
+        return read_connectivity(arguments.shards, share)
+    if arguments.row == COMBAT:
+        # Here, as for the rows below, because what they import outlasts the plain row.
+        from semantoks.baselines.combat import HarmonisedConnectivity
+
+        connectivity = read_connectivity(arguments.shards, share)
+        if cohort.site_column is None:
+            raise UserError(f"--row {COMBAT}: ComBat needs sites; set site_column in the cohort file")
+        site = sites(cohort, table).reindex(connectivity.participants).to_numpy(dtype=object)
+        covariates = make_covariates(cohort, table, connectivity.participants)
+        return HarmonisedConnectivity(COMBAT, connectivity, site, covariates)
+    from semantoks.baselines.connectivity_rows import KernelConnectivity, power_edges, read_tangent
+
+    if arguments.row == TANGENT:
+        return read_tangent(arguments.shards, share)
+    if arguments.row == KERNEL:
+        return KernelConnectivity(KERNEL, read_connectivity(arguments.shards, share))
+    return read_connectivity(arguments.shards, share, power_edges(settings["power"]), POWER)
 
 
 def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
@@ -201,6 +244,8 @@ def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame,
         {"site": sites(cohort, table), "site_group": site_groups(cohort, table), "family": families(cohort, table)}
     ).reindex(participants)
     tasks = read_tasks(arguments.splits, cohort, table, participants)
+    if arguments.row == COMBAT:
+        tasks = without_held_out_sites(tasks)
     row = arguments.row.split("_seed-")[0]
     predictions = predict_row(features, tasks, settings, device, LabelOrders(tasks, people, settings))
     rows, permuted = [], Nulls(people["site_group"].to_numpy())
@@ -251,6 +296,17 @@ class Nulls:
         return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
+def without_held_out_sites(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks in which ComBat is defined: a site that nobody was fitted on has no estimate."""
+    kept = [task for task in tasks if task.protocol != LEAVE_SITE_OUT]
+    message = f"{COMBAT}: leave-site-out is left out, because ComBat has no estimate for a site it was not fitted on"
+    if not kept:
+        raise UserError(f"{message}; add random to probe.protocols or take {COMBAT} out of probe.rows")
+    if len(kept) < len(tasks):
+        print(message, file=sys.stderr)
+    return kept
+
+
 def describe(cohort: Cohort, table: pd.DataFrame) -> dict[str, Any]:
     """What tables say about each phenotype: its type, classes, bins and published task."""
     described = {}
@@ -269,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line: one row of the probe table."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.probe", description=__doc__)
     parser.add_argument("--settings", required=True, type=json.loads, help="cohort's participants and section probe")
-    parser.add_argument("--row", required=True, help=f"{MAJORITY}, {CONFOUNDS}, {CONNECTIVITY} or an encoder's name")
+    parser.add_argument("--row", required=True, help=f"{MAJORITY}, {CONFOUNDS}, {', '.join(FROM_SHARDS)}, or a name")
     parser.add_argument("--splits", required=True, help="splits.parquet of the cohort")
     parser.add_argument("--embeddings", help="embeddings of the encoder")
     parser.add_argument("--shards", nargs="+", default=[], help="the cohort's shards, for fc")
@@ -281,7 +337,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     rows, permuted, about = probe_row(arguments, arguments.device)
     files = [arguments.splits, arguments.embeddings, *arguments.shards, *arguments.qc]
-    inputs = [arguments.settings["participants"]["path"], *filter(None, files)]
+    own = (arguments.settings.get("features") or {}).get(arguments.row, {}).get("path")
+    inputs = [arguments.settings["participants"]["path"], *filter(None, [*files, own])]
     about |= {"cohort": rows["cohort"].iloc[0], "splits": read_metadata(arguments.splits)["settings"]["probe"]}
     write_table(arguments.output, rows, provenance("probe", arguments.settings, inputs, **about))
     if arguments.permutations:

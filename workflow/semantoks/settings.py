@@ -163,7 +163,18 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> Settings:
                 f"{where}: key 'pretrain.encoders.{encoder}.cohorts': expected some of {names}, found "
                 f"{sorted(unknown)}; add them to 'cohorts' or remove them here"
             )
+    for cohort in cohorts:
+        _check_features(cohort, values)
     return Settings(values, tuple(cohorts))
+
+
+def _check_features(cohort: Cohort, values: Mapping[str, Any]) -> None:
+    """Refuse own features whose row would carry the name of another."""
+    rows = config_schema()["properties"]["probe"]["properties"]["rows"]["items"]["enum"]
+    encoders = [f"{name}{kind}" for name in values["pretrain"]["encoders"] for kind in ("", "-random")]
+    taken = sorted(set(cohort.settings["features"]) & {*rows, *encoders})
+    if taken:
+        raise UserError(f"{cohort.name}: features.{taken[0]}: a row of that name exists already; choose another name")
 
 
 def config_schema() -> dict[str, Any]:

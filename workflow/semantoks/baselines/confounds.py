@@ -76,3 +76,15 @@ def make_confounds(
     for name in cohort.confounds:
         columns[name] = column_of(rows, name, "confounds")
     return Confounds("confounds", list(participants), columns)
+
+
+def make_covariates(cohort: Cohort, table: pd.DataFrame, participants: Sequence[str]) -> Confounds:
+    """The configured confounds alone, whose effects harmonisation keeps: without site and motion.
+
+    A number that is missing is the training mean; participants without a row have none.
+    """
+    rows = table.reindex(list(participants))
+    rows.attrs.update(table.attrs)
+    return Confounds(
+        "covariates", list(participants), {name: column_of(rows, name, "confounds") for name in cohort.confounds}
+    )

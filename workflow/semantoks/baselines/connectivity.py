@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,32 +94,52 @@ class Connectivity:
     valid_share: float
 
     def design(self, phenotype: Phenotype, training: Index) -> Matrix:
-        """Standardised edges between ROIs valid in enough training participants; the rest imputed with their mean.
+        """Standardised edges between ROIs valid in enough training participants; the rest imputed with their mean."""
+        return standardise(self.kept(training), training)
 
-        Raises
-        ------
-        UserError
-            When fewer than two ROIs are left.
-        """
-        enough = self.valid[training].mean(axis=0) >= self.valid_share
-        if enough.sum() < 2:
-            raise UserError(
-                f"probe.roi_valid_share: only {enough.sum()} ROIs have data in {self.valid_share:.0%} of the training "
-                "participants; lower the share or see the coverage in the qc report"
-            )
+    def kept(self, training: Index) -> Matrix:
+        """Edges between ROIs that are valid in enough training participants; NaN where still missing."""
+        enough = enough_valid(self.valid, training, self.valid_share)
         if enough.all():
-            return standardise(self.edges, training)
+            return self.edges
         first, second = np.triu_indices(len(enough), 1)
-        return standardise(self.edges[:, enough[first] & enough[second]], training)
+        return self.edges[:, enough[first] & enough[second]]
 
 
-def read_connectivity(shards: Sequence[Path | str], valid_share: float) -> Connectivity:
-    """FC of every participant in the shards, in float32 from z-scored time series."""
+def enough_valid(valid: npt.NDArray[np.bool_], training: Index, share: float) -> npt.NDArray[np.bool_]:
+    """ROIs [ROI] that have data in at least this share of the training rows.
+
+    Raises
+    ------
+    UserError
+        When fewer than two are left.
+    """
+    enough: npt.NDArray[np.bool_] = valid[training].mean(axis=0) >= share
+    if enough.sum() < 2:
+        raise UserError(
+            f"probe.roi_valid_share: only {enough.sum()} ROIs have data in {share:.0%} of the training "
+            "participants; lower the share or see the coverage in the qc report"
+        )
+    return enough
+
+
+def pearson_edges(recording: Recording) -> Matrix:
+    """Fisher-z Pearson correlations between the ROIs of a recording."""
+    return fisher_z(correlation(recording.bold, recording.valid))
+
+
+def read_connectivity(
+    shards: Sequence[Path | str],
+    valid_share: float,
+    edges_of: Callable[[Recording], Matrix] = pearson_edges,
+    name: str = "fc",
+) -> Connectivity:
+    """FC of every participant in the shards, in float32 from z-scored time series; runs are averaged."""
     owner, edges, valid = [], [], []
     for recording in read_recordings(shards):
         owner.append(recording.participant_id)
-        edges.append(fisher_z(correlation(recording.bold, recording.valid)))
+        edges.append(edges_of(recording))
         valid.append(recording.valid)
     participants, mean = mean_over_recordings(np.stack(edges), owner)
     _, known = mean_over_recordings(np.stack(valid).astype(np.float32), owner)
-    return Connectivity("fc", participants, mean, known > 0, valid_share)
+    return Connectivity(name, participants, mean, known > 0, valid_share)

@@ -1,0 +1,132 @@
+"""Further references on functional connectivity: correlation kernel, tangent space, powers of the matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from nilearn.connectome import ConnectivityMeasure
+from sklearn.base import BaseEstimator
+from sklearn.covariance import LedoitWolf
+
+from semantoks.baselines.connectivity import Connectivity, Recording, correlation, enough_valid, read_recordings
+from semantoks.baselines.features import Index, Matrix, mean_over_recordings, standardise
+from semantoks.phenotypes import Phenotype
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KernelConnectivity:
+    """Correlation kernel between participants' FC, as in kernel regression of behaviour on FC.
+
+    Each participant's Fisher-z edges are centred and scaled to norm 1, so that inner products of two participants are
+    the correlation of their FC; ridge on them is kernel ridge regression with that kernel (Kong et al., Cerebral Cortex
+    29, 2019; He et al., NeuroImage 206, 2020).
+    """
+
+    name: str
+    connectivity: Connectivity
+
+    @property
+    def participants(self) -> list[str]:
+        """Participants in the order of the rows."""
+        return self.connectivity.participants
+
+    def design(self, phenotype: Phenotype, training: Index) -> Matrix:
+        """Rows of norm 1, centred on the training rows; missing edges are the training mean of that edge."""
+        edges = self.connectivity.kept(training).astype(np.float64)
+        mean = _mean_of_known(edges[training])
+        edges = np.where(np.isnan(edges), mean, edges)
+        edges -= edges.mean(axis=1, keepdims=True)
+        norm = np.sqrt(np.square(edges).sum(axis=1, keepdims=True))
+        edges /= np.maximum(norm, 1e-12)
+        edges -= edges[training].mean(axis=0)
+        return edges.astype(np.float32)
+
+
+def _mean_of_known(values: Floats) -> Floats:
+    known = ~np.isnan(values)
+    mean: Floats = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return mean
+
+
+class GivenCovariance(BaseEstimator):
+    """Estimator whose input is the covariance itself, so that nilearn need not estimate it again in every split."""
+
+    def fit(self, covariance: Floats, y: None = None) -> GivenCovariance:
+        """Take the matrix as the estimate."""
+        self.covariance_ = covariance
+        return self
+
+
+@dataclass(frozen=True)
+class TangentConnectivity:
+    """Tangent space of covariances at their geometric mean (Varoquaux et al., MICCAI 2010), by nilearn.
+
+    ``covariances`` is [participants, ROI, ROI] float64 (Ledoit-Wolf, averaged over recordings); an ROI without data has
+    variance 1 and no covariance. ``valid`` and ``valid_share`` as in :class:`Connectivity`.
+    """
+
+    name: str
+    participants: list[str]
+    covariances: Floats
+    valid: npt.NDArray[np.bool_]
+    valid_share: float
+
+    def design(self, phenotype: Phenotype, training: Index) -> Matrix:
+        """Standardised upper triangles of the tangent vectors; the mean is that of the training rows."""
+        enough = np.flatnonzero(enough_valid(self.valid, training, self.valid_share))
+        covariances = self.covariances[:, enough[:, None], enough]
+        measure = ConnectivityMeasure(
+            GivenCovariance(), kind="tangent", vectorize=True, discard_diagonal=False, standardize=False
+        )
+        measure.fit(list(covariances[training]))
+        return standardise(measure.transform(list(covariances)).astype(np.float32), training)
+
+
+def read_tangent(shards: Sequence[Path | str], valid_share: float) -> TangentConnectivity:
+    """Covariances of every participant in the shards; runs are averaged."""
+    owner, rows, valid = [], [], []
+    n_rois = 0
+    for recording in read_recordings(shards):
+        owner.append(recording.participant_id)
+        matrix = covariance(recording)
+        n_rois = len(matrix)
+        rows.append(matrix.ravel())
+        valid.append(recording.valid)
+    participants, mean = mean_over_recordings(np.stack(rows).astype(np.float32), owner)
+    _, known = mean_over_recordings(np.stack(valid).astype(np.float32), owner)
+    covariances = mean.astype(np.float64).reshape(-1, n_rois, n_rois)
+    return TangentConnectivity("fc-tangent", participants, covariances, known > 0, valid_share)
+
+
+def covariance(recording: Recording) -> Floats:
+    """Ledoit-Wolf covariance [ROI, ROI] of the standardised ROIs; 1 and 0 for an ROI without data."""
+    sd = recording.bold.std(axis=1)
+    usable = np.flatnonzero(recording.valid & (sd > 0))
+    matrix = np.eye(len(recording.bold))
+    if len(usable):
+        bold = recording.bold[usable].astype(np.float64)
+        bold = (bold - bold.mean(axis=1, keepdims=True)) / bold.std(axis=1, keepdims=True)
+        matrix[np.ix_(usable, usable)] = LedoitWolf(store_precision=False, assume_centered=True).fit(bold.T).covariance_
+    return matrix
+
+
+def power_edges(power: float) -> Callable[[Recording], Matrix]:
+    """Edges of FC^α: eigenvalues of the correlation matrix of the valid ROIs to the power α, off the diagonal."""
+
+    def edges(recording: Recording) -> Matrix:
+        matrix = correlation(recording.bold, recording.valid)
+        usable = np.flatnonzero(~np.isnan(np.diag(matrix)))
+        variance, axes = np.linalg.eigh(matrix[np.ix_(usable, usable)].astype(np.float64))
+        # Eigenvalues that rounding leaves beside 0 are 0: a small power would blow them up.
+        kept = np.where(variance > 1e-5 * variance.max(initial=0), variance, 0)
+        raised = np.full(matrix.shape, np.nan)
+        raised[np.ix_(usable, usable)] = (axes * kept**power) @ axes.T
+        return raised[np.triu_indices(len(matrix), 1)].astype(np.float32)
+
+    return edges
