@@ -98,6 +98,12 @@ def test_filters(tmp_path):
     assert set(list_recordings(fmriprep(tmp_path, exclude=["02"]))["participant_id"]) == {"01", "03"}
     with pytest.raises(UserError, match=r"key 'exclude'.*found 99"):
         list_recordings(fmriprep(tmp_path, exclude=["99"]))
+    names = tmp_path / "names.txt"
+    names.write_text("sub-01\n\n03\n")
+    assert set(list_recordings(fmriprep(tmp_path, include=str(names)))["participant_id"]) == {"01", "03"}
+    assert list(list_recordings(fmriprep(tmp_path, exclude=str(names)))["participant_id"]) == ["02"]
+    with pytest.raises(UserError, match=r"key 'include'.*a text file with one participant per line at .*absent"):
+        list_recordings(fmriprep(tmp_path, include=str(tmp_path / "absent.txt")))
 
 
 def test_echoes_of_a_run_are_one_recording(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from bids_trees import derivative, raw
 from conftest import REPOSITORY
+from semantoks.settings import config_schema
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -93,7 +94,8 @@ def test_dry_run_of_two_cohorts_of_which_one_has_phenotypes(tmp_path):
     assert jobs["index_of_cohort"] == 2
     assert jobs["index"] == jobs["parcellate"] == 3
     assert jobs["pretrain"] == jobs["embed"] == 2
-    assert jobs["probe"] == 3 + 2
+    references = config_schema()["properties"]["probe"]["properties"]["rows"]["default"]
+    assert jobs["probe"] == len(references) + 2
     assert jobs["splits"] == 1
 
 

@@ -270,16 +270,32 @@ def _listing(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _selected_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
     present = set(listing["participant_id"])
     for key in ("include", "exclude"):
-        labels = [label.removeprefix("sub-") for label in cohort[key] or []]
+        labels = [label.removeprefix("sub-") for label in _named_participants(cohort, key)]
         unknown = sorted(set(labels) - present)
         if unknown and present:
             raise UserError(
-                f"cohort {cohort['name']}: key '{key}': expected participants of {cohort['source']['path']}, found "
-                f"{', '.join(unknown[:5])} without recordings; remove them from the list"
+                f"cohort {cohort['name']}: key '{key}': expected participants of {cohort['source']['path']} such as "
+                f"{min(present)}, found {', '.join(unknown[:5])} ({len(unknown)} in all) without recordings; remove "
+                "them from the list"
             )
         if cohort[key] is not None and (key == "include" or labels):
             listing = listing[listing["participant_id"].isin(labels) == (key == "include")]
     return listing
+
+
+def _named_participants(cohort: Mapping[str, Any], key: str) -> list[str]:
+    """The list under ``include`` or ``exclude``, or the lines of the text file that stands there."""
+    value = cohort[key]
+    if not isinstance(value, str):
+        return list(value or [])
+    try:
+        lines = Path(value).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cohort {cohort['name']}: key '{key}': expected a text file with one participant per line at {value}, "
+            f"found {error}"
+        ) from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def check_unique(listing: pd.DataFrame, name: str) -> None:

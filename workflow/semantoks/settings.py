@@ -24,10 +24,11 @@ SECTIONS = ("fmriprep", "atlas", "networks", "parcellate", "qc", "shards", "embe
 
 
 RECORDING_KEYS = (
-    *("source", "tasks", "entities", "include", "exclude", "space", "resolution", "tr", "already_done"),
+    *("source", "tasks", "entities", "space", "resolution", "tr", "already_done"),
     *("participants", "site_column", "mean_fd_column"),
 )
-"""Keys of a cohort that decide about its recordings; phenotypes and what is tested with them are not among them."""
+"""Keys of a cohort that decide what becomes of a recording. Not what is predicted, and not ``include`` and
+``exclude``: they decide who is in the lists of the batches, and one participant more must not redo all others."""
 
 PROBE_KEYS = ("participants", "phenotypes", "site_column", "site_group", "family_column", "confounds")
 """Keys of a cohort that decide about what is predicted."""
