@@ -106,13 +106,61 @@ class TestLeaveSiteOut:
         lonely = rows[(rows["fold"] == "lonely") & (rows["part"] == "test") & (rows["phenotype"] == "group")]
         assert list(lonely["participant_id"]) == ["060"]
 
-    def test_one_site_cannot_be_left_out(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"at least two sites, found \['site0'\].*probe.protocols"):
-            split(tmp_path, participants_table(n_sites=1))
+    def test_one_site_has_no_such_splits_and_the_log_says_so(self, tmp_path: Path, capsys: Any) -> None:
+        rows, _ = split(tmp_path, participants_table(n_sites=1))
+        assert set(rows["protocol"]) == {"random"}
+        assert "at least two sites, found ['site0']; it has no such splits" in capsys.readouterr().err
+        rows, _ = split(tmp_path, participants_table(), site_column=None)
+        assert set(rows["protocol"]) == {"random"}
 
-    def test_without_a_site_column_it_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="set site_column"):
-            split(tmp_path, participants_table(), site_column=None)
+    def test_asked_for_alone_it_is_refused(self, tmp_path: Path) -> None:
+        probe = {**cohort_settings(tmp_path / "x.tsv", participants_table())["probe"], "protocols": ["leave-site-out"]}
+        with pytest.raises(UserError, match=r"at least two sites, found \['site0'\].*set site_column"):
+            split(tmp_path, participants_table(n_sites=1), probe=probe)
+
+
+class TestGiven:
+    """Splits of the user's own."""
+
+    def given(self, tmp_path: Path, change: Any = None, **changes: Any) -> pd.DataFrame:
+        table = participants_table()
+        parts = table[["participant_id"]].assign(part=(["train"] * 3 + ["validation", "test"]) * 12)
+        if change is not None:
+            parts = change(parts)
+        parts.to_csv(tmp_path / "given.tsv", sep="\t", index=False)
+        probe = cohort_settings(tmp_path / "x.tsv", table)["probe"] | {"split_file": str(tmp_path / "given.tsv")}
+        rows, _ = split(tmp_path, table, probe=probe, **changes)
+        return rows[rows["protocol"] == "given"]
+
+    def test_they_are_a_protocol_of_their_own(self, tmp_path: Path) -> None:
+        rows = self.given(tmp_path)
+        assert set(rows["phenotype"]) == {"group", "score"}
+        tested = rows.loc[(rows["part"] == "test") & (rows["phenotype"] == "score"), "participant_id"]
+        assert sorted(tested) == [f"{number:03d}" for number in range(4, 60, 5)]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda p: pd.concat([p, p.head(1).assign(part="test")]), r"fold 0: 000 more than once"),
+            (lambda p: p.assign(part=p["part"].replace("test", "train")), r"expected train, validation and test"),
+            (lambda p: p.assign(part=p["part"].replace("test", "tset")), r"as part, found \['tset'\]"),
+            (lambda p: p.assign(participant_id="sub-x" + p["participant_id"]), r"60 of its participants have no rec"),
+            (lambda p: p.drop(columns="part"), r"expected the columns participant_id and part"),
+            (lambda p: p.assign(repetition="first"), r"whole numbers as repetition"),
+            (lambda p: p.assign(phenotype="score"), r"phenotype group: expected splits of its participants"),
+        ],
+    )
+    def test_mistakes_are_refused(self, tmp_path: Path, change: Any, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            self.given(tmp_path, change)
+
+    def test_a_family_in_two_parts_is_refused(self, tmp_path: Path) -> None:
+        table = participants_table().assign(family=[str(number // 2) for number in range(60)])
+        parts = table[["participant_id"]].assign(part=(["train"] * 3 + ["validation", "test"]) * 12)
+        parts.to_csv(tmp_path / "given.tsv", sep="\t", index=False)
+        probe = cohort_settings(tmp_path / "x.tsv", table)["probe"] | {"split_file": str(tmp_path / "given.tsv")}
+        with pytest.raises(UserError, match=r"members of family 1, .* are in different parts"):
+            split(tmp_path, table, probe=probe, family_column="family")
 
 
 class TestEverySplit:

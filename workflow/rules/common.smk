@@ -37,6 +37,7 @@ wildcard_constraints:
     encoder=r"[A-Za-z0-9-]+_seed-\d+",
     row=r"[A-Za-z][A-Za-z0-9-]*(_seed-\d+)?",
     participant="[A-Za-z0-9+]+",
+    protocol="random|leave-site-out|given",
 
 
 def grows_with_attempt(amount):
@@ -122,6 +123,7 @@ def probe_settings(wildcards):
     """What decides about a row; which other rows there are does not."""
     section = {key: value for key, value in settings.section("probe").items() if key != "rows"}
     own = own_features(wildcards)
+    section["split_file"] = settings.cohort(wildcards.cohort).settings["split_file"]
     further = {"features": own} if own else {}
     return settings.cohort(wildcards.cohort).probe_json(probe=section, **further)
 
@@ -130,6 +132,17 @@ def own_features(wildcards):
     """The user's table behind a row, by name; empty for any other row."""
     features = settings.cohort(wildcards.cohort).settings["features"]
     return {name: table for name, table in features.items() if name == getattr(wildcards, "row", None)}
+
+
+def split_file(wildcards):
+    return settings.cohort(wildcards.cohort).settings["split_file"] or []
+
+
+def probe_figures(cohort):
+    """Figures of a cohort's probes, one per protocol."""
+    protocols = list(settings.section("probe")["protocols"])
+    protocols += ["given"] if settings.cohort(cohort).settings["split_file"] else []
+    return expand(RESULTS / "figures" / f"{cohort}_probes_{{protocol}}.png", protocol=protocols)
 
 
 def own_feature_files(wildcards):

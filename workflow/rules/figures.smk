@@ -3,18 +3,15 @@ rule figures_of_probes:
         rules.tables.output.table,
     output:
         report(
-            expand(
-                RESULTS / "figures" / "{{cohort}}_probes_{protocol}.png",
-                protocol=settings.section("probe")["protocols"],
-            ),
+            RESULTS / "figures" / "{cohort}_probes_{protocol}.png",
             caption="../report/probes.rst",
             category="Probes",
             subcategory="{cohort}",
         ),
     log:
-        RESULTS / "logs" / "figures" / "{cohort}_probes.log",
+        RESULTS / "logs" / "figures" / "{cohort}_probes_{protocol}.log",
     benchmark:
-        RESULTS / "benchmarks" / "figures" / "{cohort}_probes.tsv"
+        RESULTS / "benchmarks" / "figures" / "{cohort}_probes_{protocol}.tsv"
     conda:
         "../../envs/figures.yaml"
     params:
@@ -22,7 +19,7 @@ rule figures_of_probes:
         code=code_version("figures"),
         folder=RESULTS / "figures",
     shell:
-        "python -m semantoks.figures --settings {params.settings:q} --tables {input:q}"
+        "python -m semantoks.figures --settings {params.settings:q} --tables {input:q} --protocol {wildcards.protocol}"
         " --output-folder {params.folder:q} > {log:q} 2>&1"
 
 

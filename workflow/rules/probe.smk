@@ -2,6 +2,7 @@ rule splits:
     input:
         shards=cohort_shards,
         participants=participants_table,
+        given=split_file,
     output:
         RESULTS / "{cohort}" / "splits.parquet",
     log:

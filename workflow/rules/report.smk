@@ -35,7 +35,7 @@ rule report:
             [rules.tables.output.html, rules.tables.output.table],
             cohort=settings.probe_cohorts,
         ),
-        probes=expand(rules.figures_of_probes.output, cohort=settings.probe_cohorts),
+        probes=[path for cohort in settings.probe_cohorts for path in probe_figures(cohort)],
         texts=sorted((REPOSITORY / "workflow" / "report").glob("*")),
     output:
         report(

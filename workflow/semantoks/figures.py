@@ -72,6 +72,15 @@ def forest(scores: pd.DataFrame, simulated: bool = False) -> Figure:
     return figure
 
 
+def without_results(protocol: str, simulated: bool = False) -> Figure:
+    """A figure that says that the cohort allows no such splits."""
+    figure, axes = new_figure(5.0, 0.9, 1, 1, simulated)
+    axes[0, 0].axis("off")
+    text = f"No {protocol} splits of this cohort: fewer than two sites are known."
+    axes[0, 0].text(0.5, 0.5, text, ha="center", va="center", fontsize=9)
+    return figure
+
+
 def _further_handles(primary: pd.DataFrame) -> list[Any]:
     handles = []
     if (primary["row"] == "majority").any():
@@ -117,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.figures", description=__doc__)
     parser.add_argument("--settings", default={}, type=json.loads, help="simulated")
     parser.add_argument("--tables", nargs="+", required=True, type=Path, help="<cohort>.tsv of the stage tables")
+    parser.add_argument("--protocol", nargs="*", help="protocols to draw; all that the tables hold by default")
     parser.add_argument("--output-folder", required=True, type=Path, help="folder of the figures")
     arguments = parser.parse_args(argv)
     simulated = bool(arguments.settings.get("simulated"))

@@ -25,7 +25,7 @@ from semantoks.statistics import (
 )
 
 Floats = npt.NDArray[np.float64]
-LEAVE_SITE_OUT = "leave-site-out"
+LEAVE_SITE_OUT, GIVEN = "leave-site-out", "given"
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,9 @@ class RandomSplits:
     def p(self, row: Summary, other: Summary, better: int) -> float:
         """P of the difference to another row (corrected t-test): two-sided, or, with ``better`` ±1, of that sign."""
         first = self.task.repetitions
+        if self.task.protocol == GIVEN and len(first) == 1:
+            # One split has no variance over splits: participants are resampled, given the trained models.
+            return bootstrap_p((row.draws - other.draws) * (better or 1), greater=bool(better))
         train, test = (float(np.mean([getattr(r, name) for r in first])) for name in ("n_train", "n_test"))
         made = nadeau_bengio((row.values - other.values) * (better or 1), train, test)
         return made.p_greater if better else made.p
@@ -271,7 +274,7 @@ def score_task(
     nulls : metrics under permuted labels, where labels were permuted (:func:`null_draws`).
     """
     protocol = summarise(task, settings["draws"])
-    primary = settings["primary"][task.protocol][task.kind]
+    primary = settings["primary"].get(task.protocol, settings["primary"]["random"])[task.kind]
     reference = settings["reference"][task.kind]
     names = [row.name for row in task.rows]
     if reference not in names:
@@ -312,7 +315,7 @@ def score_task(
             null = nulls.get((task.cohort, task.phenotype, task.protocol, row.name, metric))
             if null is not None:
                 record["p_majority"] = permutation_p(made.values.mean() * upwards, null * upwards)
-            record["test_majority"] = _test_name(null is not None, task.protocol) if row.name != "majority" else None
+            record["test_majority"] = _test_name(null is not None, task) if row.name != "majority" else None
             records.append(record)
     sites = []
     if isinstance(protocol, HeldOutSites):
@@ -321,10 +324,11 @@ def score_task(
     return records, sites
 
 
-def _test_name(permuted: bool, protocol: str) -> str:
+def _test_name(permuted: bool, task: TaskScores) -> str:
     if permuted:
         return "permutation"
-    return "bootstrap" if protocol == LEAVE_SITE_OUT else "corrected t-test"
+    one_split = task.protocol == GIVEN and len(task.repetitions) == 1
+    return "bootstrap" if one_split or task.protocol == LEAVE_SITE_OUT else "corrected t-test"
 
 
 def score_tables(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from semantoks.errors import UserError, run_command
-from semantoks.files import provenance, read_tables, write_table
+from semantoks.files import provenance, read_tables, read_text_table, write_table
 from semantoks.phenotypes import (
     Cohort,
     Phenotype,
@@ -33,7 +34,8 @@ from semantoks.phenotypes import (
 
 RANDOM = "random"
 LEAVE_SITE_OUT = "leave-site-out"
-PROTOCOLS = (RANDOM, LEAVE_SITE_OUT)
+GIVEN = "given"
+PROTOCOLS = (RANDOM, LEAVE_SITE_OUT, GIVEN)
 FEWEST = 10
 """Fewest participants of a phenotype that can be split into three parts worth naming."""
 
@@ -122,13 +124,7 @@ def _parts(units: Units, train: Sequence[str], validation: Sequence[str], test: 
 def all_parts(
     units: Units, group: pd.Series, protocol: str, settings: Mapping[str, Any], key: str
 ) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """Repetition, fold and parts of every split of a protocol.
-
-    Raises
-    ------
-    UserError
-        When leave-site-out is asked for and fewer than two institutions are known.
-    """
+    """Repetition, fold and parts of every split of a protocol."""
     if protocol == RANDOM:
         for repetition in range(settings["repetitions"]):
             yield (
@@ -137,14 +133,85 @@ def all_parts(
                 random_parts(units, repetition, settings["test_share"], settings["validation_share"], key),
             )
         return
-    groups = sorted(set(group.dropna()))
-    if len(groups) < 2:
-        raise UserError(
-            f"{key}: leave-site-out needs at least two sites, found {groups or 'none'}; set site_column in the cohort "
-            "file or take leave-site-out out of probe.protocols"
-        )
-    for held_out in groups:
+    for held_out in sorted(set(group.dropna())):
         yield 0, held_out, site_parts(units, group, held_out, settings["validation_share"], key)
+
+
+def possible_protocols(asked: Sequence[str], group: pd.Series, name: str) -> list[str]:
+    """The protocols that the cohort allows; with one site leave-site-out is left out and said so.
+
+    Raises
+    ------
+    UserError
+        When leave-site-out is the only protocol asked for.
+    """
+    known = sorted(set(group.dropna()))
+    if LEAVE_SITE_OUT not in asked or len(known) >= 2:
+        return list(asked)
+    found = f"leave-site-out needs at least two sites, found {known or 'none'}"
+    if list(asked) == [LEAVE_SITE_OUT]:
+        raise UserError(
+            f"phenotypes.{name}: {found}; set site_column in the cohort file or use another of probe.protocols"
+        )
+    print(f"phenotypes.{name}: {found}; it has no such splits", file=sys.stderr)
+    return [protocol for protocol in asked if protocol != LEAVE_SITE_OUT]
+
+
+def read_given(path: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A user's splits: columns participant_id and part, and where there are several phenotype, repetition, fold.
+
+    Raises
+    ------
+    UserError
+        When columns, participants or parts are unknown.
+    """
+    given = read_text_table(path)
+    missing = {"participant_id", "part"} - set(given.columns)
+    if missing:
+        raise UserError(f"{path}: expected the columns participant_id and part, found {list(given.columns)}")
+    given["participant_id"] = given["participant_id"].str.strip().str.removeprefix("sub-")
+    given = given.assign(**{name: "0" for name in ("repetition", "fold") if name not in given})
+    unknown = sorted(set(given["part"].dropna()) - {"train", "validation", "test"})
+    if unknown or given["part"].isna().any():
+        raise UserError(f"{path}: expected train, validation or test as part, found {unknown or 'empty cells'}")
+    strangers = sorted(set(given["participant_id"]) - set(table.index))
+    if strangers:
+        raise UserError(
+            f"{path}: {len(strangers)} of its participants have no recording or no row in the participants table "
+            f"({examples(strangers)}); take them out"
+        )
+    try:
+        return given.assign(repetition=given["repetition"].astype(int))
+    except ValueError as error:
+        raise UserError(f"{path}: expected whole numbers as repetition, found {error}") from None
+
+
+def given_parts(
+    given: pd.DataFrame, phenotype: str, units: Units, path: str
+) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """Repetition, fold and parts of a user's splits of one phenotype, among its participants.
+
+    Raises
+    ------
+    UserError
+        When a participant is in two parts, a family in several, or a part is empty.
+    """
+    rows = given[given["phenotype"] == phenotype] if "phenotype" in given else given
+    family = {participant: name for name, members in units.members.items() for participant in members}
+    rows = rows[rows["participant_id"].isin(family)]
+    if rows.empty:
+        raise UserError(f"{path}: phenotype {phenotype}: expected splits of its participants, found none; add them")
+    for key, split in rows.groupby(["repetition", "fold"], sort=True):
+        where = f"{path}: phenotype {phenotype}, repetition {key[0]}, fold {key[1]}"
+        twice = sorted(split["participant_id"][split["participant_id"].duplicated()])
+        if twice:
+            raise UserError(f"{where}: {examples(twice)} more than once; a participant belongs to one part")
+        divided = split.groupby(split["participant_id"].map(family))["part"].nunique()
+        if (divided > 1).any():
+            raise UserError(f"{where}: members of {examples(divided.index[divided > 1])} are in different parts")
+        if set(split["part"]) != {"train", "validation", "test"}:
+            raise UserError(f"{where}: expected train, validation and test, found {sorted(set(split['part']))}")
+        yield int(key[0]), str(key[1]), dict(sorted(zip(split["participant_id"], split["part"], strict=True)))
 
 
 def check_classes(phenotype: Phenotype, values: pd.Series, parts: Mapping[str, str], where: str, whole: bool) -> None:
@@ -176,7 +243,11 @@ def checksum(rows: pd.DataFrame) -> str:
 
 
 def split_phenotype(
-    phenotype: Phenotype, table: pd.DataFrame, cohort: Cohort, settings: Mapping[str, Any]
+    phenotype: Phenotype,
+    table: pd.DataFrame,
+    cohort: Cohort,
+    settings: Mapping[str, Any],
+    given: pd.DataFrame | None = None,
 ) -> list[dict[str, Any]]:
     """All splits of one phenotype: one row per participant, protocol, repetition and fold.
 
@@ -186,6 +257,7 @@ def split_phenotype(
     table : participants that have a recording.
     cohort : sites and families.
     settings : the section ``probe``.
+    given : the user's own splits (:func:`read_given`).
     """
     values = phenotype_values(phenotype, table)
     if len(values) < FEWEST:
@@ -198,10 +270,15 @@ def split_phenotype(
     units = make_units(list(values.index), families(cohort, table), pd.concat(strata, axis=1) if strata else None)
     group = site_groups(cohort, table).loc[values.index]
     rows = []
-    for protocol in settings["protocols"]:
-        for repetition, fold, parts in all_parts(units, group, protocol, settings, key):
+    for protocol in possible_protocols(settings["protocols"], group, phenotype.name) + [GIVEN] * (given is not None):
+        if protocol == GIVEN:
+            assert given is not None
+            every = given_parts(given, phenotype.name, units, settings["split_file"])
+        else:
+            every = all_parts(units, group, protocol, settings, key)
+        for repetition, fold, parts in every:
             where = f"phenotypes.{phenotype.name}: {protocol}, repetition {repetition}, fold {fold}"
-            check_classes(phenotype, values, parts, where, whole=protocol == RANDOM)
+            check_classes(phenotype, values, parts, where, whole=protocol != LEAVE_SITE_OUT)
             rows += [
                 {
                     "participant_id": participant,
@@ -234,8 +311,11 @@ def split_cohort(
     path = table.attrs["path"]
     table = table.loc[common]
     table.attrs["path"] = path
+    given = read_given(settings["split_file"], table) if settings.get("split_file") else None
     rows = [
-        row for phenotype in cohort.phenotypes.values() for row in split_phenotype(phenotype, table, cohort, settings)
+        row
+        for phenotype in cohort.phenotypes.values()
+        for row in split_phenotype(phenotype, table, cohort, settings, given)
     ]
     splits = pd.DataFrame(rows)
     splits.insert(0, "cohort", recordings["cohort"].iloc[0])
@@ -257,7 +337,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if recordings.empty:
         raise UserError(f"{examples(arguments.shards)}: expected kept recordings, found none; see the qc report")
     splits, about = split_cohort(cohort, arguments.settings["probe"], recordings)
-    inputs = [cohort.participants["path"], *arguments.shards]
+    given = arguments.settings["probe"].get("split_file")
+    inputs = [cohort.participants["path"], *arguments.shards, *([given] if given else [])]
     write_table(arguments.output, splits, provenance("splits", arguments.settings, inputs, **about))
 
 

@@ -172,7 +172,13 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
     notes = [
         f"Cohort {cohort}. Random splits: {probe['repetitions']} repetitions, {probe['test_share']:.0%} of the "
         f"participants tested on, {probe['validation_share']:.0%} of the others for choosing; stratified by the "
-        "columns that the phenotype names. Leave-site-out: one institution after the other is tested on.",
+        "columns that the phenotype names. Leave-site-out: one institution after the other is tested on"
+        + (
+            "."
+            if "leave-site-out" in set(scores["protocol"]) or "leave-site-out" not in probe["protocols"]
+            else " (not here: fewer than two sites are known)."
+        )
+        + (" Given: the user's own splits." if "given" in set(scores["protocol"]) else ""),
         "All rows have the same splits, by participant and family, and are fitted on the "
         f"{fitted}. Budget: {len(probe['penalties'])} penalties (logistic, ridge), {len(probe['rates'])} learning "
         "rates (published head). Scaling, imputation and bins come from the participants fitted on.",
