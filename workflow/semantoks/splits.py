@@ -211,7 +211,8 @@ def given_parts(
             raise UserError(f"{where}: members of {examples(divided.index[divided > 1])} are in different parts")
         if set(split["part"]) != {"train", "validation", "test"}:
             raise UserError(f"{where}: expected train, validation and test, found {sorted(set(split['part']))}")
-        yield int(key[0]), str(key[1]), dict(sorted(zip(split["participant_id"], split["part"], strict=True)))
+        repetition, fold = map(str, key)
+        yield int(repetition), fold, dict(sorted(zip(split["participant_id"], split["part"], strict=True)))
 
 
 def check_classes(phenotype: Phenotype, values: pd.Series, parts: Mapping[str, str], where: str, whole: bool) -> None:
