@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import REPOSITORY
@@ -99,17 +101,25 @@ def test_mistakes_in_a_cohort_file(tmp_path, mistake):
         load_settings({"cohorts": [path], "atlas": {"name": "own"}})
 
 
+@pytest.fixture
+def variables(monkeypatch):
+    """Every variable that a shipped file names is set."""
+    for path in (REPOSITORY / "config").glob("**/*.yaml"):
+        for name in re.findall(r"\$\{(\w+)\}", path.read_text()):
+            monkeypatch.setenv(name, "/data")
+
+
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "config").glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_configurations_are_valid(path, monkeypatch):
-    for variable in ("ABIDE1_CC200", "SEMANTOKS_ATLASES"):
-        monkeypatch.setenv(variable, "/data")
-    load_settings(yaml.safe_load(path.read_text()), path.name)
+def test_shipped_configurations_are_valid(path, variables):
+    settings = load_settings(yaml.safe_load(path.read_text()), path.name)
+    tasks = set(pd.read_csv(REPOSITORY / "resources/published.tsv", sep="\t")["task"])
+    named = {one["published"] for cohort in settings.cohorts for one in cohort.settings["phenotypes"].values()}
+    assert named - {None} <= tasks
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "config/cohorts").glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_cohorts_are_valid(path, monkeypatch):
-    monkeypatch.setenv("ABIDE1_CC200", "/data")
-    load_settings({"cohorts": [str(path)], "atlas": {"name": "own"}})
+def test_shipped_cohorts_are_valid(path, variables):
+    assert load_settings({"cohorts": [str(path)], "atlas": {"name": "own"}}).cohorts[0].name == path.stem
 
 
 def test_every_key_is_described_and_the_page_lists_them():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -97,6 +98,34 @@ def test_dry_run_of_two_cohorts_of_which_one_has_phenotypes(tmp_path):
     references = config_schema()["properties"]["probe"]["properties"]["rows"]["default"]
     assert jobs["probe"] == len(references) + 2
     assert jobs["splits"] == 1
+
+
+def test_dry_run_of_the_published_study(tmp_path, monkeypatch):
+    """config/paper.yaml as it is shipped, on trees of the form that its cohort files describe."""
+    tables = {
+        "UKB": "participant_id\tsite\tsex\tage\n00\tx\tF\t50\n01\tx\tM\t60\n",
+        "ABIDE": "participant_id\tSITE_ID\tDX_GROUP\tAGE_AT_SCAN\tSEX\n00\tNYU\t1\t20\t1\n01\tNYU\t2\t21\t1\n",
+        "HBN": "participant_id\tsite\tsex\tage\twisc\tcelf\n00\tx\tF\t9\t99\t100\n01\tx\tM\t8\t90\t101\n",
+        "SRPBS": "participant_id\tsite\tsex\tage\tdiagnosis\n00\tx\tF\t29\tcontrol\n01\tx\tM\t28\tdepression\n",
+    }
+    for name, table in tables.items():
+        monkeypatch.setenv(name, str(tmp_path / name))
+        for number in range(3):
+            if name == "ABIDE":
+                raw(tmp_path / name, f"sub-{number:02d}_task-rest")
+            else:
+                derivative(tmp_path / name / "derivatives/fmriprep", f"sub-{number:02d}_task-rest")
+        (tmp_path / name / "participants.tsv").write_text(table)
+    (tmp_path / "UKB/pretraining.txt").write_text("sub-02\n")
+    (tmp_path / "UKB/probes.txt").write_text("sub-00\nsub-01\n")
+    shutil.copy(REPOSITORY / "config/paper.yaml", tmp_path / "config.yaml")
+    jobs = dry_run(tmp_path)
+    assert jobs["fmriprep"] == 3
+    assert jobs["parcellate"] == jobs["index_of_cohort"] == 5
+    assert jobs["pretrain"] == 6
+    # six encoders for each of the four cohorts that are probed
+    assert jobs["embed"] == 4 * 6
+    assert jobs["splits"] == jobs["tables"] == 4
 
 
 def test_dry_run_of_a_cohort_without_derivatives_runs_fmriprep_once_per_participant(tmp_path):
