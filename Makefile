@@ -53,5 +53,6 @@ bench: $(VENV)/installed  ## Measure speed on this machine
 lock: $(VENV)/installed  ## Refresh requirements.lock and envs/ from envs/stages.yaml (needs a package index)
 	$(RUN) python envs/lock.py
 
-pins: $(VENV)/installed  ## Ask the registries for the digests that containers/images.lock lacks (needs a network)
+pins: $(VENV)/installed  ## Ask the homes of images and atlases for the digests that the lock files lack (needs a network)
 	$(RUN) python -m semantoks.container_images
+	$(RUN) python -m semantoks.atlas_sources --pin data/atlases

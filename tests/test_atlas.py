@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import synthetic_images as synthetic
 from nilearn.image import resample_to_img
-from semantoks import atlas
+from semantoks import atlas, atlas_recipes, atlas_sources
+from semantoks.atlas_recipes import BUCKNER, BUCKNER_TO_2009C, Recipe, Source, recipe_of
 from semantoks.errors import UserError
 from semantoks.files import read_json, read_text_table, sha256
 from semantoks.label_images import on_grid, read_label_image, read_label_table, share_inside, write_label_image
@@ -209,6 +210,9 @@ def sources(shared: Path) -> Path:
     return shared / "data" / "atlases"
 
 
+COMBINED = Recipe(cortex=400, subcortex=3, cerebellum=True)
+
+
 def merged(folder: Path, sources: Path, space: str = synthetic.SPACE) -> Path:
     return make(folder, name="schaefer400-tian3-buckner7", folder=str(sources), space=space)
 
@@ -226,8 +230,8 @@ def test_the_457_parcels_come_in_the_order_of_the_published_weights(tmp_path: Pa
 def test_cortex_precedes_subcortex_precedes_cerebellum(tmp_path: Path, sources: Path) -> None:
     folder = merged(tmp_path, sources)
     labels, affine = read_label_image(folder / "atlas.nii.gz")
-    combined, _ = read_label_image(sources / atlas.SCHAEFER_TIAN_IMAGES[synthetic.SPACE].format(2))
-    buckner = on_grid(*read_label_image(sources / atlas.BUCKNER_IMAGE), labels.shape, affine)
+    combined, _ = read_label_image(sources / COMBINED.image(synthetic.SPACE, 2))
+    buckner = on_grid(*read_label_image(sources / BUCKNER), labels.shape, affine)
     overlap = (buckner > 0) & (combined > 50)
     assert overlap.sum() == 65
     np.testing.assert_array_equal(labels[combined > 50], combined[combined > 50] - 50)
@@ -260,21 +264,196 @@ def test_in_the_other_space_the_cerebellum_is_empty_not_regridded(tmp_path: Path
     voxels = read_text_table(folder / "labels.tsv")["voxels"].astype(int)
     assert (voxels[450:] == 0).all()
     assert (voxels[:450] > 0).all()
-    assert atlas.BUCKNER_IMAGE not in read_json(folder / "atlas.json")["sources"]
+    assert "it exists in MNI152NLin6Asym only" in read_json(folder / "atlas.json")["note"]
 
 
 def test_missing_or_changed_sources_and_unknown_spaces_are_errors(tmp_path: Path, sources: Path) -> None:
-    name = atlas.SCHAEFER_TIAN_IMAGES[synthetic.SPACE].format(2)
+    name = COMBINED.image(synthetic.SPACE, 2)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"found no file; get .*yetianmed"):
         merged(tmp_path, tmp_path / "empty")
     (tmp_path / "empty" / name).write_bytes((sources / name).read_bytes() + b"x")
     with pytest.raises(UserError, match="expected SHA-256 a6568b75"):
         merged(tmp_path, tmp_path / "empty")
-    with pytest.raises(UserError, match="key 'space': expected MNI152NLin6Asym or MNI152NLin2009cAsym"):
+    with pytest.raises(UserError, match=r"key 'atlas.space': expected MNI152NLin6Asym or MNI152NLin2009cAsym"):
         merged(tmp_path, sources, "Talairach")
     with pytest.raises(UserError, match="expected 'folder'"):
         make(tmp_path, name="schaefer400-tian3-buckner7")
+
+
+KNOWN = {
+    "schaefer400-tian3-buckner7": (457, "7Networks_LH_Vis_1", "Buckner_Default"),
+    "schaefer200-tian3-buckner7": (257, "7Networks_LH_Vis_1", "Buckner_Default"),
+    "schaefer100-tian3": (150, "7Networks_LH_Vis_1", "aGP-lh"),
+    "schaefer400": (400, "7Networks_LH_Vis_1", "7Networks_RH_Default_pCunPCC_9"),
+    "schaefer400-17networks": (400, "17Networks_LH_VisCent_ExStr_1", "17Networks_RH_TempPar_10"),
+    "schaefer100-buckner7": (107, "7Networks_LH_Vis_1", "Buckner_Default"),
+    "tian3": (50, "HIP-head-m-rh", "aGP-lh"),
+    "a424": (424, "a424_1", "a424_424"),
+    "cc200": (200, "cc200_1", "cc200_200"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_atlases_known_by_name_are_made_from_their_sources(tmp_path: Path, sources: Path, name: str) -> None:
+    resolution = 1 if name == "schaefer400-17networks" else 2
+    written = read_text_table(make(tmp_path, name=name, folder=str(sources), resolution=resolution) / "labels.tsv")
+    assert (len(written), written["name"].iloc[0], written["name"].iloc[-1]) == KNOWN[name]
+    assert (written["voxels"].astype(int) > 0).all()
+    assert read_json(tmp_path / "out" / "atlas.json")["note"] is None
+
+
+@pytest.mark.parametrize("space", ["MNI152NLin6Asym", "MNI152NLin2009cAsym"])
+def test_parts_of_the_merged_atlas_are_those_published_alone(tmp_path: Path, sources: Path, space: str) -> None:
+    labels, _ = read_label_image(merged(tmp_path, sources, space) / "atlas.nii.gz")
+    if space == "MNI152NLin6Asym":
+        alone, _ = read_label_image(sources / "Schaefer2018_400Parcels_7Networks_order_FSLMNI152_2mm.nii.gz")
+        cortex = (labels > 0) & (labels <= 400) & (alone > 0)
+        assert (labels[cortex] == alone[cortex]).mean() > 0.99
+    tian = "Tian_Subcortex_S3_3T.nii" if space == "MNI152NLin6Asym" else "Tian_Subcortex_S3_3T_2009cAsym.nii.gz"
+    subcortex, _ = read_label_image(sources / tian)
+    inside = (labels > 400) & (labels <= 450)
+    np.testing.assert_array_equal(labels[inside], subcortex[inside] + 400)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("schaefer1000-17networks-tian4", Recipe(1000, 17, 4)),
+        ("schaefer300-buckner7", Recipe(300, cerebellum=True)),
+        ("tian1", Recipe(subcortex=1)),
+        ("a424", Recipe(single="a424")),
+        ("Schaefer400", None),
+        ("my-schaefer400", None),
+    ],
+)
+def test_names_of_known_atlases(name: str, recipe: Recipe | None) -> None:
+    assert recipe_of(name) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "schaefer450"}, r"key 'atlas.name': expected Schaefer's 100, 200, … 1000 parcels, found 450"),
+        ({"name": "schaefer300"}, r"expected the checksum of Schaefer2018_300.*2mm.nii.gz, found 'unresolved'; run"),
+        ({"name": "schaefer300-tian2"}, "expected the file Schaefer2018_300.*, found none: no copy of it was checked"),
+        ({"name": "schaefer400", "space": "MNI152NLin2009cAsym"}, r"key 'atlas.space': expected MNI152NLin6Asym for"),
+        ({"name": "cc200", "space": "MNI152NLin2009cAsym"}, r"key 'atlas.space': expected MNI152NLin6Asym for cc200"),
+    ],
+)
+def test_what_no_source_gives_is_refused(tmp_path: Path, sources: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(tmp_path, folder=str(sources), **changes)
+
+
+def test_seven_and_seventeen_network_orders_are_told_apart(tmp_path: Path, sources: Path) -> None:
+    """The trap: 400 labels fit either table, and every parcel would carry another's name."""
+    seven, seventeen = (f"Schaefer2018_400Parcels_{order}Networks_order" for order in (7, 17))
+    image = str(sources / f"{seven}_FSLMNI152_2mm.nii.gz")
+    with pytest.raises(UserError, match=r"in 7-network order, as in .*, found names of the 17-network order"):
+        make(tmp_path, image=image, labels=str(sources / f"{seventeen}.txt"))
+    make(tmp_path, image=image, labels=str(sources / f"{seven}.txt"))
+    first, second = (read_label_table(sources / f"{order}.txt") for order in (seven, seventeen))
+    assert (first["index"] == second["index"]).all(), "nothing but names tells the orders apart"
+
+
+# --- the cerebellum in another space -------------------------------------------------------------------------------
+
+
+def itk_affine(path: Path, shift: tuple[float, float, float]) -> str:
+    """A translation in the form ITK writes (LPS; from a point of the target to the one it comes from)."""
+    x, y, z = shift
+    path.write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+        f"Parameters: 1 0 0 0 1 0 0 0 1 {-x} {-y} {z}\nFixedParameters: 0 0 0\n"
+    )
+    return str(path)
+
+
+def test_the_cerebellum_is_warped_by_the_transform_that_is_given(tmp_path: Path, sources: Path) -> None:
+    """A translation moves the image by as much, the other way."""
+    transform = itk_affine(tmp_path / "shift.txt", (6.0, -4.0, 2.0))
+    space = "MNI152NLin2009cAsym"
+    folder = make(tmp_path, name="schaefer400-tian3-buckner7", folder=str(sources), space=space, transform=transform)
+    labels, affine = read_label_image(folder / "atlas.nii.gz")
+    buckner, own = read_label_image(sources / BUCKNER)
+    moved = own.copy()
+    moved[:3, 3] -= [6.0, -4.0, 2.0]
+    source = nibabel.Nifti1Image(buckner.astype(np.int16), moved)
+    grid = nibabel.Nifti1Image(np.zeros(labels.shape), affine)
+    resampled = resample_to_img(source, grid, interpolation="nearest", force_resample=True, copy_header=True)
+    expected = np.asarray(resampled.dataobj).astype(int)
+    free = (labels == 0) | (labels > 450)
+    differing = (np.where(labels > 450, labels - 450, 0) != expected) & free
+    assert differing.sum() < 0.01 * (expected > 0).sum()
+    description = read_json(folder / "atlas.json")
+    assert description["note"] == "the cerebellum was warped from MNI152NLin6Asym by shift.txt, nearest neighbour"
+    assert "shift.txt" in description["sources"]
+    voxels = read_text_table(folder / "labels.tsv")["voxels"].astype(int)
+    assert (voxels[450:] > 40).all()
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "found no file; it is TemplateFlow's"), ("x", "an ITK file")])
+def test_a_transform_that_is_none_is_refused(tmp_path: Path, sources: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "transform.h5"
+    if text:
+        path.write_text(text)
+    changes = {"space": "MNI152NLin2009cAsym", "transform": str(path)}
+    with pytest.raises(UserError, match=message):
+        make(tmp_path, name="schaefer400-tian3-buckner7", folder=str(sources), **changes)
+
+
+# --- fetching ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A lock with one file of known and one of unknown checksum, at home in a local folder."""
+    (tmp_path / "home").mkdir()
+    for name in ("known.nii", "new.nii"):
+        (tmp_path / "home" / name).write_bytes(name.encode())
+    checksum = sha256(tmp_path / "home" / "known.nii")
+    (tmp_path / "lock").write_text(
+        f"homes:\n  here: {{url: 'file://{tmp_path}/', licence: free}}\nfiles:\n"
+        f"  known.nii: {{home: here, below: home/, sha256: {checksum}}}\n"
+        "  new.nii: {home: here, below: home/, sha256: unresolved}\n"
+    )
+    return tmp_path
+
+
+def test_a_fetched_file_is_compared_with_its_checksum(home: Path) -> None:
+    source = atlas_recipes.source_of("known.nii", home / "lock")
+    assert atlas_sources.fetch(source, home / "got" / "known.nii") == source.sha256
+    assert (home / "got" / "known.nii").read_bytes() == b"known.nii"
+    (home / "home" / "known.nii").write_bytes(b"changed")
+    with pytest.raises(UserError, match="another copy than the one whose labels were checked"):
+        atlas_sources.fetch(source, home / "again.nii")
+    with pytest.raises(UserError, match=r"found no answer .*give the folder with it as 'atlas.folder'"):
+        atlas_sources.fetch(Source("x", "http://localhost:9/x", "0", ""), home / "x")
+    assert sorted(path.name for path in home.iterdir()) == ["got", "home", "lock"], "nothing half-fetched stays"
+
+
+def test_pins_writes_the_checksums_that_the_lock_lacks(home: Path) -> None:
+    assert atlas_sources.pin(home / "got", home / "lock") == ["new.nii"]
+    assert atlas_recipes.source_of("new.nii", home / "lock").sha256 == sha256(home / "home" / "new.nii")
+    assert atlas_sources.pin(home / "got", home / "lock") == []
+
+
+def test_files_to_fetch_are_those_of_a_known_name_without_folder() -> None:
+    assert atlas_recipes.needed_files(DEFAULTS | {"name": "schaefer400-tian3-buckner7"}) == [
+        "Schaefer2018_400Parcels_7Networks_order_Tian_Subcortex_S3_MNI152NLin6Asym_2mm.nii.gz",
+        "Schaefer2018_400Parcels_7Networks_order_Tian_Subcortex_S3_label.txt",
+        BUCKNER,
+    ]
+    for own in ({"folder": "/atlases"}, {"labels": "own.tsv"}, {"name": "own", "image": "own.nii.gz"}):
+        assert atlas_recipes.needed_files(DEFAULTS | {"name": "schaefer400-tian3-buckner7"} | own) == []
+
+
+def test_every_source_of_the_lock_has_a_home_and_a_checksum_or_none() -> None:
+    for name, source in atlas_recipes.read_sources().items():
+        assert source.url.startswith("https://"), name
+        assert source.sha256 == "unresolved" or len(source.sha256) == 64, name
+    assert BUCKNER_TO_2009C in atlas_recipes.read_sources()
 
 
 def test_a424_lacks_one_label_in_one_copy(tmp_path: Path, sources: Path) -> None:

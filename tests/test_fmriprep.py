@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from semantoks import container_images, fmriprep, fmriprep_command
+from semantoks import container_images, fmriprep, fmriprep_command, fmriprep_prepare
 from semantoks.container_images import Image
 from semantoks.errors import UserError
 from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs
@@ -36,6 +36,9 @@ from pathlib import Path
 arguments = sys.argv[1:]
 if arguments == ["--version"]: print("fMRIPrep v" + os.environ["FAKE_VERSION"]); sys.exit()
 if arguments[:2] == ["image", "inspect"]: sys.exit(os.environ["FAKE"] == "no image")
+if "cp" in arguments:  # what an image has of FreeSurfer
+    mount = next(word for word in arguments if word.endswith(":/subjects")).split(":")[0]
+    sys.exit((Path(mount) / "fsaverage" / "surf").mkdir(parents=True))
 Path(os.environ["FAKE_LOG"]).write_text("\\n".join(arguments))
 bids, derivatives = (Path(path) for path in os.environ["FAKE_FOLDERS"].split(":"))
 behaviour = os.environ["FAKE"]
@@ -131,7 +134,8 @@ def run(tmp_path: Path, bids: Path, settings: dict[str, Any], monkeypatch: pytes
 @pytest.fixture
 def pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if `make pins` had found the digest."""
-    monkeypatch.setattr(fmriprep, "find_image", lambda repository, tag: Image(repository, tag, DIGEST))
+    for module in (fmriprep, fmriprep_prepare):
+        monkeypatch.setattr(module, "find_image", lambda repository, tag: Image(repository, tag, DIGEST))
 
 
 # --- how it ends ----------------------------------------------------------------------------------------------------
@@ -270,6 +274,112 @@ def test_native_fmriprep_does_not_see_the_path_of_this_package(run: Runner, monk
     status = run("python path")
     assert status is not None
     assert status["reason"] == "exit code 1: OSError: saw None"
+
+
+def test_runs_that_the_cohort_does_not_use_are_not_waited_for(run: Runner, bids: Path) -> None:
+    run("half")  # the second run is missing
+    status = run("crash", "--runs", json.dumps({"task": ["rest"], "run": ["1"]}))
+    assert status is not None
+    assert (status["status"], status["runs"]) == ("done", [RUNS[0]])
+    status = run("half", "--runs", json.dumps({"task": ["nback"]}))
+    assert status is not None
+    assert "no BOLD run fits" in status["reason"]
+
+
+def test_own_commands_before_and_after_know_whom_they_are_for(run: Runner, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    own = {
+        "before_command": f'echo "before $PARTICIPANT $BIDS" >> {trace}',
+        "after_command": f'echo "after [$SESSION] $DERIVATIVES" >> {trace}; false',
+    }
+    status = run("success", **own)
+    assert status is not None
+    assert status["status"] == "done"
+    assert trace.read_text() == f"before 01 {tmp_path}/bids\nafter [] {tmp_path}/out\n"
+    run("success", **own)
+    assert len(trace.read_text().splitlines()) == 2, "a finished participant needs neither"
+
+
+def test_a_command_before_that_fails_is_the_reason(run: Runner, tmp_path: Path) -> None:
+    status = run("success", before_command="echo 'error: no such remote'; exit 3")
+    assert status is not None
+    assert status["status"] == "failed"
+    assert status["reason"] == "key 'fmriprep.before_command': exit code 3: error: no such remote"
+    assert not (tmp_path / "arguments").exists()
+
+
+def test_no_command_after_between_attempts(run: Runner, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run("killed", "--attempts", "2", after_command=f"touch {tmp_path}/after")
+    assert not (tmp_path / "after").exists()
+
+
+# --- what is made ready before --------------------------------------------------------------------------------------
+
+
+def prepare(tmp_path: Path, settings: dict[str, Any], **changed: Any) -> str | None:
+    """Run the step before; the problem that it wrote down."""
+    where = ["--output-derivatives", str(tmp_path / "out"), "--output", str(tmp_path / "prepared.json")]
+    fmriprep_prepare.main(["--settings", json.dumps(settings | changed), *where])
+    problem: str | None = json.loads((tmp_path / "prepared.json").read_text())["problem"]
+    return problem
+
+
+@pytest.mark.usefixtures("pinned", "run")
+@pytest.mark.parametrize("engine", ["native", "podman", "docker", "apptainer"])
+def test_fsaverage_is_copied_once_before_anyone_starts(
+    tmp_path: Path, settings: dict[str, Any], engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE", "success")
+    monkeypatch.setenv("FREESURFER_HOME", str(tmp_path / "freesurfer"))
+    (tmp_path / "freesurfer" / "subjects" / "fsaverage" / "surf").mkdir(parents=True)
+    (tmp_path / IMAGE.file_name).write_bytes(b"image")
+    changed = {"engine": engine, "image_folder": str(tmp_path)}
+    assert prepare(tmp_path, settings, **changed) is None
+    assert (tmp_path / "out/sourcedata/freesurfer/fsaverage/surf").is_dir()
+    monkeypatch.delenv("FREESURFER_HOME")
+    assert prepare(tmp_path, settings, **changed) is None, "it is there"
+    assert sorted(path.name for path in (tmp_path / "out/sourcedata/freesurfer").iterdir()) == ["fsaverage"]
+
+
+@pytest.mark.usefixtures("run")
+def test_what_cannot_be_made_ready_stops_only_those_who_need_it(
+    run: Runner, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FREESURFER_HOME", raising=False)
+    problem = prepare(tmp_path, settings)
+    assert problem is not None
+    assert "FREESURFER_HOME: expected FreeSurfer's folder" in problem
+    with pytest.raises(UserError, match="FREESURFER_HOME"):
+        run("success", "--prepared", str(tmp_path / "prepared.json"))
+    (tmp_path / "freesurfer" / "subjects" / "fsaverage").mkdir(parents=True)
+    monkeypatch.setenv("FREESURFER_HOME", str(tmp_path / "freesurfer"))
+    status = run("success", "--prepared", str(tmp_path / "prepared.json"))
+    assert status is not None
+    assert status["status"] == "done"
+    monkeypatch.delenv("FREESURFER_HOME")
+    assert prepare(tmp_path, settings, freesurfer=False) is None
+
+
+def test_templates_are_fetched_once_and_a_missing_network_is_named(tmp_path: Path) -> None:
+    asked: list[str] = []
+    wanted = fmriprep_prepare.wanted_templates(
+        ["MNI152NLin6Asym:res-2", "MNIPediatricAsym:cohort-3", "T1w", "fsnative"]
+    )
+    assert wanted == ["MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNIPediatricAsym", "OASIS30ANTs", "fsLR", "fsaverage"]
+    assert fmriprep_prepare.fetch_templates(tmp_path, wanted, asked.append) == wanted == asked
+    assert fmriprep_prepare.fetch_templates(tmp_path, wanted, asked.append) == []
+
+    def no_network(template: str) -> None:
+        raise OSError("network unreachable")
+
+    by_hand = tmp_path / "tpl-WHS" / "tpl-WHS_T2w.nii.gz"
+    by_hand.parent.mkdir()
+    by_hand.write_bytes(b"")
+    with pytest.raises(UserError, match=r"fmriprep.templateflow.*template WHS .*network unreachable.*docs/fmriprep.md"):
+        fmriprep_prepare.fetch_templates(tmp_path, ["WHS"], no_network)
+    by_hand.write_bytes(b"image")
+    assert fmriprep_prepare.fetch_templates(tmp_path, ["WHS"], no_network) == []
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -462,6 +572,7 @@ def test_one_session_and_a_filter(run: Runner, tmp_path: Path, bids: Path) -> No
     assert status["runs"] == ["sub-01_ses-A_task-rest"]
     words = (tmp_path / "arguments").read_text().split("\n")
     assert words[words.index("--session-label") + 1] == "A"
+    assert words[words.index("--subject-anatomical-reference") + 1] == "sessionwise"
     assert words[words.index("--bids-filter-file") + 1] == str(tmp_path / "filter.json")
 
 

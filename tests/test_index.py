@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bids_trees import cohort, derivative, raw, write_image
-from semantoks.batches import current_batches, participants_of, read_batch, update_batches
+from semantoks.batches import current_batches, fmriprep_targets, read_batch, update_batches
 from semantoks.errors import UserError
 from semantoks.files import read_metadata, read_table
 from semantoks.index import COLUMNS, build_index, main
@@ -166,13 +166,54 @@ def test_raw_cohort_takes_the_derivatives_and_names_what_is_missing(tmp_path):
         raw(tmp_path / "raw", f"sub-{participant}_task-rest")
     derivative(tmp_path / "out", "sub-01_task-rest")
     status = tmp_path / "sub-02.json"
-    status.write_text('{"participant": "02", "status": "failed", "reason": "recon-all exited with errors"}')
+    ended = {"participant": "02", "session": None, "status": "failed", "reason": "recon-all exited with errors"}
+    status.write_text(json.dumps(ended))
     settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
     index = index_of(settings, status).set_index("participant_id")
     assert "derivatives" not in index.columns
     assert index.loc["01", "exclude_reason"] is None
     assert index.loc["01", "bold_path"].endswith("sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz")
-    assert "recon-all exited with errors" in index.loc["02", "exclude_reason"]
+    assert index.loc["02", "exclude_reason"] == "fMRIPrep failed: recon-all exited with errors"
+
+
+@pytest.mark.parametrize(
+    ("session", "status", "reasons"),
+    [
+        (None, "failed", ["fMRIPrep failed: why"] * 2),
+        (None, "incomplete", ["fMRIPrep incomplete: why"] * 2),
+        (None, "done", [None, None]),
+        ("1", "failed", ["fMRIPrep failed: why", None]),
+    ],
+)
+def test_what_a_failed_fmriprep_left_is_not_used(tmp_path, session, status, reasons):
+    for name in ("sub-01_ses-1_task-rest", "sub-01_ses-2_task-rest"):
+        raw(tmp_path / "raw", name)
+        derivative(tmp_path / "out", name)
+    told = tmp_path / "status.json"
+    told.write_text(json.dumps({"participant": "01", "session": session, "status": status, "reason": "why"}))
+    settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
+    assert index_of(settings, told)["exclude_reason"].tolist() == reasons
+
+
+def test_magnitude_parts_keep_their_recording_through_fmriprep(tmp_path):
+    raw(tmp_path / "raw", "sub-01_task-rest_part-mag")
+    raw(tmp_path / "raw", "sub-01_task-rest_part-phase")
+    derivative(tmp_path / "out", "sub-01_task-rest_part-mag")
+    settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
+    index = index_of(settings)
+    assert index["recording_id"].tolist() == ["sub-01_task-rest"]
+    assert index["exclude_reason"].tolist() == [None]
+    assert index["confounds_path"][0].endswith("sub-01_task-rest_part-mag_desc-confounds_timeseries.tsv")
+
+
+def test_what_fmriprep_runs_on_is_a_participant_or_a_session(tmp_path):
+    for name in ("sub-01_ses-1_task-rest", "sub-01_ses-2_task-rest", "sub-02_task-rest"):
+        raw(tmp_path / "raw", name)
+    settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
+    update_batches(settings, tmp_path / "batches", 10)
+    batch = tmp_path / "batches" / "part-0001.tsv"
+    assert fmriprep_targets(batch, per_session=False) == ["sub-01", "sub-02"]
+    assert fmriprep_targets(batch, per_session=True) == ["sub-01_ses-1", "sub-01_ses-2", "sub-02"]
 
 
 def test_sites_and_motion_come_from_the_participants_table(tmp_path):
@@ -241,7 +282,7 @@ def test_batches_are_append_only(tmp_path):
     update_batches(fmriprep(source), batches, 2)
     before = {path.name: path.read_bytes() for path in batches.iterdir()}
     assert current_batches(batches) == ["part-0001", "part-0002"]
-    assert participants_of(batches / "part-0001.tsv") == ["02", "03"]
+    assert fmriprep_targets(batches / "part-0001.tsv", per_session=False) == ["sub-02", "sub-03"]
 
     derivative(source, "sub-01_task-rest")
     changed = derivative(source, "sub-04_task-rest", n_frames=70)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from semantoks import qc, qc_figures
+from semantoks import qc, qc_accept, qc_figures
 from semantoks.errors import UserError
 from semantoks.files import read_json, read_table, read_text_table, write_table
 from semantoks.timeseries_table import SCHEMA
@@ -103,6 +103,32 @@ def test_each_threshold_names_value_and_limit(
 
 def test_a_threshold_of_null_is_not_looked_at(tmp_path: Path) -> None:
     assert decide(tmp_path, [record(mean_fd=3.0)], maximum_mean_fd=None)["exclude_reason"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("dropped", "share", "message"),
+    [
+        (1, 0.5, None),
+        (2, 0.5, None),
+        (3, 0.5, r"cohort toy: expected at most 50% .*found 3 of 4 \(maximum_mean_fd 3\), most often: mean framewise"),
+        (4, 1.0, "found 4 of 4"),
+        (4, 0.5, "maximum_excluded_share"),
+    ],
+)
+def test_a_cohort_of_which_too_much_is_excluded_stops(
+    tmp_path: Path, dropped: int, share: float, message: str | None
+) -> None:
+    decide(tmp_path, [record(number, mean_fd=0.9 if number < dropped else 0.1) for number in range(4)])
+    accepted = tmp_path / "accepted.json"
+    arguments = ["--maximum-excluded-share", str(share), "--output", str(accepted)]
+    arguments += ["--decisions", str(tmp_path / "qc" / "batch-0001.parquet")]
+    if message is None:
+        qc_accept.main(arguments)
+        assert read_json(accepted) == {"accepted": True}
+    else:
+        with pytest.raises(UserError, match=message):
+            qc_accept.main(arguments)
+        assert not accepted.exists()
 
 
 def test_measures_of_the_decision_table(tmp_path: Path) -> None:

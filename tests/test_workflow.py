@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from bids_trees import derivative, raw
+from bids_trees import derivative, raw, write_image
 from conftest import REPOSITORY
+from semantoks.files import read_table
 from semantoks.settings import config_schema
 
 
@@ -136,6 +138,44 @@ def test_dry_run_of_a_cohort_without_derivatives_runs_fmriprep_once_per_particip
     jobs = dry_run(tmp_path)
     assert jobs["fmriprep"] == 2
     assert jobs["parcellate"] == 2
+
+
+def finished_participant(folder: Path, name: str) -> None:
+    """Raw run and complete derivatives of one participant."""
+    write_image(raw(folder / "raw", name))
+    derivative(folder / "out", name, res="2")
+
+
+FMRIPREP = """#!{python}
+import os, signal, sys
+if sys.argv[1:] == ["--version"]: print("25.2.3"); sys.exit()
+open("{folder}/asked", "a").write(sys.argv[sys.argv.index("--participant-label") + 1] + "\\n")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_killed_participant_fails_on_the_last_attempt_and_finished_ones_are_left_alone(tmp_path, monkeypatch):
+    finished_participant(tmp_path, "sub-01_task-rest")
+    write_image(raw(tmp_path / "raw", "sub-02_task-rest"))
+    write_image(raw(tmp_path / "raw", "sub-01_task-nback"))  # not used by the cohort, so not waited for
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "fmriprep").write_text(FMRIPREP.format(python=sys.executable, folder=tmp_path))
+    (tmp_path / "bin" / "fmriprep").chmod(0o755)
+    (tmp_path / "license.txt").write_text("x")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    source = {"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")}
+    options = {"engine": "native", "freesurfer": False, "licence": str(tmp_path / "license.txt")}
+    write_config(tmp_path, {"study": {"source": source, "tasks": ["rest"]}}, fmriprep=options, batch_size=10)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    result = snakemake(tmp_path, "results/study/index.parquet", "--retries", "1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "asked").read_text() == "02\n02\n", "the second attempt is the last"
+    assert json.loads((tmp_path / "results/study/fmriprep/sub-02.json").read_text())["status"] == "failed"
+    index = read_table(tmp_path / "results/study/index.parquet").set_index("participant_id")["exclude_reason"]
+    assert index["01"] is None
+    assert index["02"] == "fMRIPrep failed: killed (memory or time limit?)"
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "what fMRIPrep made is never touched"
 
 
 def expect_error(folder: Path, *words: str) -> None:

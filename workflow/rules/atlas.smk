@@ -1,3 +1,23 @@
+# Where snakemake was started: compute nodes often have no network.
+localrules:
+    atlas_source,
+
+
+rule atlas_source:
+    output:
+        RESULTS / "atlas" / "sources" / "{file}",
+    log:
+        RESULTS / "logs" / "atlas" / "{file}.log",
+    benchmark:
+        RESULTS / "benchmarks" / "atlas" / "{file}.tsv"
+    conda:
+        "../../envs/atlas.yaml"
+    params:
+        checksum=lambda wildcards: source_of(wildcards.file).sha256,
+    shell:
+        "python -m semantoks.atlas_sources --output {output:q} > {log:q} 2>&1"
+
+
 rule atlas:
     input:
         atlas_sources(),
@@ -13,5 +33,7 @@ rule atlas:
         settings=settings.json("atlas"),
         code=code_version("atlas"),
         folder=RESULTS / "atlas",
+        sources=RESULTS / "atlas" / "sources",
     shell:
-        "python -m semantoks.atlas --settings {params.settings:q} --output-folder {params.folder:q} > {log:q} 2>&1"
+        "python -m semantoks.atlas --settings {params.settings:q} --sources {params.sources:q}"
+        " --output-folder {params.folder:q} > {log:q} 2>&1"

@@ -1,4 +1,5 @@
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 REPOSITORY = RULES.parents[1]
 sys.path.insert(0, str(REPOSITORY / "workflow"))
 
-from semantoks.batches import current_batches, participants_of, update_batches
+from semantoks.atlas_recipes import needed_files, source_of
+from semantoks.batches import current_batches, fmriprep_targets, update_batches
 from semantoks.code_version import code_version
 from semantoks.errors import UserError
 from semantoks.settings import RECORDING_KEYS, load_settings
@@ -18,6 +20,7 @@ shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(REPOSITORY 
 try:
     settings = load_settings(config, ", ".join(map(str, workflow.configfiles)))
     RESULTS = settings.results
+    ATLAS_FILES = needed_files(settings.section("atlas"))
     if workflow.is_main_process:
         for cohort in settings.cohorts:
             folder = RESULTS / cohort.name / "batches"
@@ -36,13 +39,20 @@ wildcard_constraints:
     batch=r"part-\d+",
     encoder=r"[A-Za-z0-9-]+_seed-\d+",
     row=r"[A-Za-z][A-Za-z0-9-]*(_seed-\d+)?",
-    participant="[A-Za-z0-9+]+",
+    participant=r"sub-[A-Za-z0-9+]+(_ses-[A-Za-z0-9+]+)?",
     protocol="random|leave-site-out|given",
 
 
 def grows_with_attempt(amount):
     """A resource that doubles with every new submission of a job."""
     return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
+
+
+def attempts(wildcards):
+    """How often a job is submitted at most. Only the main process knows; jobs learn it from their environment."""
+    if workflow.is_main_process and workflow.execution_settings:
+        os.environ["SEMANTOKS_ATTEMPTS"] = str((workflow.execution_settings.retries or 0) + 1)
+    return int(os.environ.get("SEMANTOKS_ATTEMPTS", 1))
 
 
 def batches_of(cohort):
@@ -66,13 +76,18 @@ def folder_files(folder, names):
 def atlas_sources():
     """Files of the atlas that the configuration names; a changed file makes the atlas anew."""
     atlas = settings.section("atlas")
-    lock = [REPOSITORY / "resources" / "atlases.lock"] if atlas["folder"] else []
-    return lock + [atlas[key] for key in ("image", "labels") if atlas[key]]
+    fetched = [RESULTS / "atlas" / "sources" / name for name in ATLAS_FILES]
+    return fetched + [atlas[key] for key in ("image", "labels", "transform") if atlas[key]]
 
 
 def network_sources():
     networks = settings.section("networks")
     return [networks[key] for key in ("image", "names", "file") if networks[key]]
+
+
+def accepted(cohorts):
+    """The word of quality control that enough of each cohort is left; ancient, because its content never changes."""
+    return [ancient(RESULTS / cohort / "qc" / "accepted.json") for cohort in cohorts]
 
 
 def encoder_of(wildcards):
@@ -88,8 +103,8 @@ def fmriprep_statuses(wildcards):
     if settings.cohort(wildcards.cohort).source["type"] != "bids":
         return []
     batch = RESULTS / wildcards.cohort / "batches" / f"{wildcards.batch}.tsv"
-    folder = RESULTS / wildcards.cohort / "fmriprep"
-    return [folder / f"sub-{participant}.json" for participant in participants_of(batch)]
+    targets = fmriprep_targets(batch, settings.section("fmriprep")["per_session"])
+    return [RESULTS / wildcards.cohort / "fmriprep" / f"{target}.json" for target in targets]
 
 
 def parcellate_settings(wildcards):

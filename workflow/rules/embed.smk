@@ -3,6 +3,7 @@ rule embed:
         weights=RESULTS / "pretrain" / "{encoder}" / "weights.safetensors",
         config=RESULTS / "pretrain" / "{encoder}" / "config.json",
         shards=lambda wildcards: of_batches("{cohort}/shards/{batch}.parquet", wildcards.cohort),
+        quality=lambda wildcards: accepted([wildcards.cohort]),
     output:
         RESULTS / "{cohort}" / "embeddings" / "{encoder}.parquet",
     log:

@@ -1,23 +1,52 @@
+# Where snakemake was started: compute nodes often have no network.
+localrules:
+    fmriprep_prepare,
+
+
+rule fmriprep_prepare:
+    # Templates and `fsaverage` are no outputs: Snakemake deletes the outputs of a rule that fails.
+    output:
+        RESULTS / "{cohort}" / "fmriprep" / "prepared.json",
+    log:
+        RESULTS / "logs" / "fmriprep" / "{cohort}" / "prepare.log",
+    benchmark:
+        RESULTS / "benchmarks" / "fmriprep" / "{cohort}" / "prepare.tsv"
+    conda:
+        "../../envs/fmriprep.yaml"
+    params:
+        settings=settings.json("fmriprep"),
+        derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
+    shell:
+        "python -m semantoks.fmriprep_prepare --settings {params.settings:q} --output-derivatives {params.derivatives:q}"
+        " --output {output:q} > {log:q} 2>&1"
+
+
 rule fmriprep:
     # Derivatives and work folder are no outputs: Snakemake deletes the outputs of a rule that fails.
+    input:
+        ancient(RESULTS / "{cohort}" / "fmriprep" / "prepared.json"),
     output:
-        RESULTS / "{cohort}" / "fmriprep" / "sub-{participant}.json",
+        RESULTS / "{cohort}" / "fmriprep" / "{participant}.json",
     log:
-        RESULTS / "logs" / "fmriprep" / "{cohort}" / "sub-{participant}.log",
+        RESULTS / "logs" / "fmriprep" / "{cohort}" / "{participant}.log",
     benchmark:
-        RESULTS / "benchmarks" / "fmriprep" / "{cohort}" / "sub-{participant}.tsv"
+        RESULTS / "benchmarks" / "fmriprep" / "{cohort}" / "{participant}.tsv"
     conda:
         "../../envs/fmriprep.yaml"
     threads: 8
     resources:
         mem_mb=grows_with_attempt(16000),
         runtime=grows_with_attempt(1440),
+        attempt=lambda wildcards, attempt: attempt,
+        attempts=attempts,
     params:
         settings=settings.json("fmriprep"),
         bids=lambda wildcards: settings.cohort(wildcards.cohort).source["path"],
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
+        runs=lambda wildcards: json.dumps(settings.cohort(wildcards.cohort).wanted_runs, sort_keys=True),
         work=lambda wildcards: RESULTS / wildcards.cohort / "fmriprep" / "work",
     shell:
         "python -m semantoks.fmriprep --settings {params.settings:q} --bids {params.bids:q}"
         " --participant {wildcards.participant:q} --output-derivatives {params.derivatives:q} --work {params.work:q}"
-        " --status {output:q} --threads {threads} --mem-mb {resources.mem_mb} > {log:q} 2>&1"
+        " --runs {params.runs:q} --status {output:q} --threads {threads} --mem-mb {resources.mem_mb}"
+        " --attempt {resources.attempt} --attempts {resources.attempts} --prepared {input:q} > {log:q} 2>&1"

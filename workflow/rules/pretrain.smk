@@ -1,6 +1,7 @@
 rule pretrain:
     input:
-        encoder_shards,
+        shards=encoder_shards,
+        quality=lambda wildcards: accepted(encoder_of(wildcards).cohorts),
     output:
         folder_files(
             "pretrain/{encoder}",
@@ -26,5 +27,5 @@ rule pretrain:
         # Not an output: Snakemake deletes the outputs of a rule that fails, and checkpoints must survive that.
         checkpoints=lambda wildcards: RESULTS / "checkpoints" / wildcards.encoder,
     shell:
-        "OMP_NUM_THREADS={threads} python -m semantoks.pretrain --settings {params.settings:q} --shards {input:q} --seed {params.seed}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.pretrain --settings {params.settings:q} --shards {input.shards:q} --seed {params.seed}"
         " {params.untrained} --checkpoints {params.checkpoints:q} --output {params.folder:q} > {log:q} 2>&1"

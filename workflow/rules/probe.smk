@@ -1,6 +1,7 @@
 rule splits:
     input:
         shards=cohort_shards,
+        quality=lambda wildcards: accepted([wildcards.cohort]),
         participants=participants_table,
         given=split_file,
     output:

@@ -20,6 +20,26 @@ rule qc:
         " > {log:q} 2>&1"
 
 
+rule qc_accept:
+    # Nothing is trained or tested on a cohort of which too much was excluded.
+    input:
+        lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),
+    output:
+        RESULTS / "{cohort}" / "qc" / "accepted.json",
+    log:
+        RESULTS / "logs" / "qc" / "{cohort}" / "accept.log",
+    benchmark:
+        RESULTS / "benchmarks" / "qc" / "{cohort}" / "accept.tsv"
+    conda:
+        "../../envs/qc.yaml"
+    params:
+        share=settings.values["maximum_excluded_share"],
+        code=code_version("qc_accept"),
+    shell:
+        "python -m semantoks.qc_accept --maximum-excluded-share {params.share} --decisions {input:q} --output {output:q}"
+        " > {log:q} 2>&1"
+
+
 rule qc_summary:
     input:
         qc=lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),

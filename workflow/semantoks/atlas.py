@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
+from semantoks.atlas_recipes import BUCKNER, BUCKNER_TO_2009C, NLIN6, Recipe, recipe_of
+from semantoks.atlas_sources import checked_source
 from semantoks.errors import UserError, run_command
 from semantoks.files import replacing, sha256, write_json, write_text
 from semantoks.label_images import (
@@ -25,16 +27,6 @@ from semantoks.label_images import (
     write_label_image,
 )
 
-LOCK = Path(__file__).resolve().parents[2] / "resources" / "atlases.lock"
-MERGED = "schaefer400-tian3-buckner7"
-BUCKNER_SPACE = "MNI152NLin6Asym"
-SCHAEFER_TIAN = "Schaefer2018_400Parcels_7Networks_order_Tian_Subcortex_S3"
-SCHAEFER_TIAN_IMAGES = {
-    "MNI152NLin6Asym": SCHAEFER_TIAN + "_MNI152NLin6Asym_{}mm.nii.gz",
-    "MNI152NLin2009cAsym": SCHAEFER_TIAN + "_3T_MNI152NLin2009cAsym_{}mm.nii.gz",
-}
-SCHAEFER_TIAN_LABELS = SCHAEFER_TIAN + "_label.txt"
-BUCKNER_IMAGE = "atl-Buckner7_space-MNI_dseg.nii"
 YEO_NETWORKS = ("Vis", "SomMot", "DorsAttn", "SalVentAttn", "Limbic", "Cont", "Default")
 """The seven networks of Yeo et al. (2011); Buckner label k is network k."""
 
@@ -51,6 +43,7 @@ class AtlasSettings:
     labels: str | None
     drop_labels: list[int]
     empty_labels: list[int]
+    transform: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +55,16 @@ class Atlas:
     affine: NDArray[np.float64] | None
     sources: dict[str, str]
     """File name → SHA-256."""
+    note: str | None = None
+    """What a reader of the atlas must know."""
 
 
-def make_atlas(settings: AtlasSettings) -> Atlas:
+def make_atlas(settings: AtlasSettings, sources: Path | None = None) -> Atlas:
     """Read or make the atlas that the settings name, and check it.
+
+    Parameters
+    ----------
+    sources : folder of fetched sources, used when the settings name no folder.
 
     Raises
     ------
@@ -73,8 +72,12 @@ def make_atlas(settings: AtlasSettings) -> Atlas:
         Sources missing or changed, labels with gaps or duplicates, labels of the image that the table lacks, and the
         reverse.
     """
-    if settings.name == MERGED and settings.image is None and settings.labels is None:
-        atlas, empty = merge_schaefer_tian_buckner(settings)
+    recipe = None if settings.image or settings.labels else recipe_of(settings.name)
+    if recipe:
+        folder = Path(settings.folder) if settings.folder else sources
+        if folder is None:
+            raise UserError(f"atlas {settings.name!r}: expected 'folder' with its sources, found none; docs/atlases.md")
+        atlas, empty = merge_parts(settings, recipe, folder)
     else:
         atlas, empty = _read_atlas(settings), settings.empty_labels
     if atlas.labels is not None:
@@ -90,6 +93,7 @@ def _read_atlas(settings: AtlasSettings) -> Atlas:
     if settings.labels is not None:
         table = read_label_table(settings.labels)
         check_labels(table, settings.labels)
+        check_order(settings.image, table["name"].tolist(), settings.labels)
         table = table[~table["index"].isin(settings.drop_labels)].reset_index(drop=True)
     elif labels is not None:
         index = np.unique(labels[labels > 0])
@@ -97,8 +101,8 @@ def _read_atlas(settings: AtlasSettings) -> Atlas:
         check_labels(table, str(settings.image))
     else:
         raise UserError(
-            f"atlas {settings.name!r}: expected 'image', 'labels' or both, found neither; give them, or use the name "
-            f"{MERGED!r} with 'folder'"
+            f"atlas {settings.name!r}: expected 'image', 'labels' or both, found neither; give them, or use a name "
+            "that the workflow knows, e.g. 'schaefer400-tian3-buckner7' (docs/atlases.md)"
         )
     files = [path for path in (settings.image, settings.labels) if path is not None]
     return Atlas(table, labels, affine, {Path(path).name: sha256(path) for path in files})
@@ -131,77 +135,136 @@ def _some(labels: list[int]) -> str:
     return ", ".join(map(str, labels[:10])) + (f", … ({len(labels)} in all)" if len(labels) > 10 else "")
 
 
-def merge_schaefer_tian_buckner(settings: AtlasSettings) -> tuple[Atlas, list[int]]:
-    """Merge Schaefer-400 (7 networks), Tian S3 and Buckner-7 into 457 parcels, in this order.
+def check_order(image: str | None, names: Sequence[str], where: str) -> None:
+    """Refuse names of Schaefer's 7-network order for an image in 17-network order, and the reverse.
 
-    The combined Schaefer-and-Tian image numbers Tian first (1–50) and Schaefer after (51–450); here the cortex comes
-    first. Where parcels overlap, cortex precedes subcortex and subcortex precedes cerebellum. The cerebellum is
-    brought from its 1 mm grid by nearest neighbour; in a space other than its own it is left empty.
+    The same parcels have other numbers in the two orders, and nothing in the image tells it but its file name.
+    """
+    of_image = re.search(r"(?<!\d)(7|17)Networks", Path(image).name) if image else None
+    of_names = {match[1] for name in names if (match := re.match(r"(7|17)Networks_", name))}
+    if of_image and of_names - {of_image[1]}:
+        raise UserError(
+            f"{where}: expected the parcels in {of_image[1]}-network order, as in {Path(image or '').name}, found "
+            f"names of the {of_names.pop()}-network order, which numbers the same parcels differently; use the table "
+            "that belongs to the image"
+        )
+
+
+def merge_parts(settings: AtlasSettings, recipe: Recipe, folder: Path) -> tuple[Atlas, list[int]]:
+    """Merge cortex (Schaefer), subcortex (Tian) and cerebellum (Buckner) into one atlas, in this order.
+
+    Where parcels overlap, cortex precedes subcortex and subcortex precedes cerebellum. The published images of
+    Schaefer and Tian together number Tian first; here the cortex comes first.
 
     Returns
     -------
-    The atlas, and the labels that are empty because the cerebellum is not there.
+    The atlas, and the labels that are empty because there is no cerebellum in this space.
 
     References
     ----------
     Schaefer et al. (2018), Cerebral Cortex 28:3095; Tian et al. (2020), Nature Neuroscience 23:1421;
     Buckner et al. (2011), Journal of Neurophysiology 106:2322.
     """
-    if settings.folder is None:
-        raise UserError(f"atlas {MERGED!r}: expected 'folder' with its sources, found none; see docs/atlases.md")
-    if settings.space not in SCHAEFER_TIAN_IMAGES:
-        known = " or ".join(SCHAEFER_TIAN_IMAGES)
-        raise UserError(f"atlas {MERGED!r}: key 'space': expected {known}, found {settings.space!r}")
-    folder = Path(settings.folder)
-    image = folder / SCHAEFER_TIAN_IMAGES[settings.space].format(settings.resolution)
-    sources = {path.name: checked_source(path) for path in (image, folder / SCHAEFER_TIAN_LABELS)}
-    combined, affine = read_label_image(image)
-    labels = cortex_first(combined)
-    cerebellum = range(451, 458)
-    if settings.space == BUCKNER_SPACE:
-        sources[BUCKNER_IMAGE] = checked_source(folder / BUCKNER_IMAGE)
-        buckner = on_grid(*read_label_image(folder / BUCKNER_IMAGE), labels.shape, affine)
-        labels = np.where((labels == 0) & (buckner > 0), buckner + 450, labels).astype(np.int32)
-    names = read_label_table(folder / SCHAEFER_TIAN_LABELS).sort_values("index")["name"].tolist()
-    names = names[50:] + names[:50] + [f"Buckner_{network}" for network in YEO_NETWORKS]
-    table = pd.DataFrame({"index": range(1, 458), "name": names})
-    check_labels(table, SCHAEFER_TIAN_LABELS)
-    return Atlas(table, labels, affine, sources), [] if settings.space == BUCKNER_SPACE else list(cerebellum)
+    files = [folder / name for name in recipe.files(settings.space, settings.resolution)]
+    given, affine = read_label_image(_checked(files[0]))
+    names = _names(recipe, settings.name, given, folder)
+    n_first = len(names) - recipe.cortex if recipe.cortex and recipe.subcortex else 0
+    labels = cortex_first(given, n_first)
+    names = names[n_first:] + names[:n_first]
+    empty, note = [], None
+    if recipe.cerebellum:
+        first = len(names)
+        names += [f"Buckner_{network}" for network in YEO_NETWORKS]
+        buckner, note = cerebellum_on_grid(settings, _checked(folder / BUCKNER), labels.shape, affine)
+        labels = np.where((labels == 0) & (buckner > 0), buckner + first, labels).astype(np.int32)
+        empty = list(range(first + 1, first + 8)) if not buckner.any() else []
+    table = pd.DataFrame({"index": range(1, len(names) + 1), "name": names})
+    check_labels(table, str(files[0]))
+    sources = {path.name: sha256(path) for path in files}
+    if settings.transform and not empty and recipe.cerebellum and settings.space != NLIN6:
+        sources[Path(settings.transform).name] = sha256(settings.transform)
+    return Atlas(table, labels, affine, sources, note), empty
 
 
-def cortex_first(combined: Labels) -> Labels:
-    """Renumber the combined image: Schaefer 51–450 → 1–400, Tian 1–50 → 401–450."""
-    moved: Labels = np.where(combined > 50, combined - 50, np.where(combined > 0, combined + 400, 0)).astype(np.int32)
+def _checked(path: Path) -> Path:
+    checked_source(path)
+    return path
+
+
+def _names(recipe: Recipe, atlas: str, labels: Labels, folder: Path) -> list[str]:
+    """Names of the parcels in the order of their values in the image."""
+    if recipe.table is None:
+        return [f"{atlas}_{index}" for index in range(1, int(labels.max()) + 1)]
+    names: list[str] = read_label_table(_checked(folder / recipe.table)).sort_values("index")["name"].tolist()
+    return names
+
+
+def cortex_first(combined: Labels, n_subcortex: int) -> Labels:
+    """Renumber an image that has ``n_subcortex`` subcortical parcels first so that they come last."""
+    n_cortex = int(combined.max()) - n_subcortex
+    subcortex = np.where(combined > 0, combined + n_cortex, 0)
+    moved: Labels = np.where(combined > n_subcortex, combined - n_subcortex, subcortex).astype(np.int32)
     return moved
 
 
-def checked_source(path: Path) -> str:
-    """SHA-256 of a source file, equal to the one in ``resources/atlases.lock``.
+def cerebellum_on_grid(
+    settings: AtlasSettings, path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]
+) -> tuple[Labels, str | None]:
+    """Buckner's cerebellum on a grid, by nearest neighbour, and a note on how it came there.
+
+    In its own space it is regridded. In another it is warped by the template's own transform; without that it is left
+    empty, never regridded.
+    """
+    buckner, own = read_label_image(path)
+    if settings.space == NLIN6:
+        return on_grid(buckner, own, shape, affine), None
+    if settings.transform is None:
+        note = f"the cerebellum is without data: it exists in {NLIN6} only, and 'atlas.transform' is not given"
+        return np.zeros(shape, dtype=np.int32), note
+    warped = warp_labels(buckner, own, shape, affine, settings.transform)
+    return warped, f"the cerebellum was warped from {NLIN6} by {Path(settings.transform).name}, nearest neighbour"
+
+
+def warp_labels(
+    labels: Labels, affine: NDArray[np.float64], shape: tuple[int, ...], target: NDArray[np.float64], transform: str
+) -> Labels:
+    """Labels in another space, by nearest neighbour through a transform that ANTs or TemplateFlow wrote (nitransforms).
+
+    Parameters
+    ----------
+    labels, affine : int32 [x, y, z] and its affine, in the space from which the transform leads.
+    shape, target : grid in the space to which it leads.
+    transform : ITK file, ``.h5`` (composite) or ``.txt`` (linear).
 
     Raises
     ------
     UserError
-        The file is missing or is another copy than the one that was checked.
+        When the transform is missing or unreadable.
     """
-    known = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["files"][path.name]
-    if not path.is_file():
+    import nibabel
+    from nitransforms import linear, manip, resampling
+
+    if not Path(transform).is_file():
         raise UserError(
-            f"{path}: expected a source of the atlas, found no file; get {known['path']} from {known['home']} at "
-            f"commit {known['commit']}"
+            f"{transform}: expected the transform of key 'atlas.transform', found no file; it is TemplateFlow's "
+            f"{BUCKNER_TO_2009C}. Without it set the key to null: the cerebellum is then without data"
         )
-    found = sha256(path)
-    if found != known["sha256"]:
-        raise UserError(
-            f"{path}: expected SHA-256 {known['sha256']}, found {found}; it is another copy than the one whose labels "
-            "were checked. To use it, give image and label table of the whole atlas under a name of its own"
-        )
-    return found
+    try:
+        is_linear = transform.endswith((".txt", ".tfm"))
+        warp = linear.load(transform, fmt="itk") if is_linear else manip.load(transform, fmt="itk")
+    except Exception as error:  # whatever its readers raise
+        raise UserError(f"{transform}: expected a transform in an ITK file, found {error}") from None
+    moving = nibabel.Nifti1Image(labels.astype(np.int16), affine)
+    reference = nibabel.Nifti1Image(np.zeros(shape, dtype=np.int16), target)
+    warped = resampling.apply(warp, moving, reference=reference, order=0, prefilter=False)
+    return np.asarray(warped.dataobj).astype(np.int32)
 
 
 def write_atlas(atlas: Atlas, settings: AtlasSettings, folder: Path) -> None:
     """Write ``labels.tsv``, ``atlas.nii.gz`` (if there is an image) and ``atlas.json`` into ``folder``."""
     table = atlas.table.copy()
     description: dict[str, Any] = {"name": settings.name, "space": settings.space, "sources": atlas.sources}
+    description["note"] = atlas.note
     description["sha256"] = {"image": None}
     image = folder / "atlas.nii.gz"
     if atlas.labels is not None and atlas.affine is not None:
@@ -223,12 +286,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.atlas", description=__doc__)
     parser.add_argument("--settings", type=json.loads, required=True, help="section `atlas` of the config, as JSON")
+    parser.add_argument("--sources", type=Path, help="folder of fetched sources")
     parser.add_argument("--output-folder", type=Path, required=True)
     arguments = parser.parse_args(argv)
     settings = AtlasSettings(**arguments.settings)
-    atlas = make_atlas(settings)
+    atlas = make_atlas(settings, arguments.sources)
     write_atlas(atlas, settings, arguments.output_folder)
-    print(f"{settings.name}: {len(atlas.table)} parcels in {settings.space}")
+    print(
+        f"{settings.name}: {len(atlas.table)} parcels in {settings.space}" + (f"; {atlas.note}" if atlas.note else "")
+    )
 
 
 if __name__ == "__main__":

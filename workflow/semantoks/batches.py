@@ -51,9 +51,13 @@ def current_batches(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("part-*.tsv"))
 
 
-def participants_of(batch: Path) -> list[str]:
-    """Labels of the participants of a batch, in order."""
-    return sorted(set(read_text_table(batch)["participant_id"]))
+def fmriprep_targets(batch: Path, per_session: bool) -> list[str]:
+    """What fMRIPrep is run on for a batch: ``sub-01``, or ``sub-01_ses-1`` where sessions are run apart; in order."""
+    table = read_text_table(batch)
+    names = "sub-" + table["participant_id"]
+    if per_session:
+        names += ("_ses-" + table["session_id"]).fillna("")
+    return sorted(set(names))
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:

@@ -23,10 +23,10 @@ from typing import Any
 from semantoks.container_images import find_image
 from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, write_json
-from semantoks.fmriprep_command import FmriprepSettings, Job, apptainer_file, build_command
+from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
 from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs
+from semantoks.fmriprep_prepare import check_ready, clean_environment, prepare
 
-_EXECUTABLES = {"docker": "fmriprep-docker", "podman": "podman", "apptainer": "apptainer", "native": "fmriprep"}
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)
 _KILLED = {code for number in _SIGNALS for code in (-number, 128 + number, 256 - number)}
 """Exit codes of a killed command: as Python, shells and containers, and Python's own exit say it."""
@@ -51,13 +51,18 @@ class Attempt:
 
 
 def preprocess(
-    settings: FmriprepSettings, job: Job, attempt: Attempt, run: Callable[[list[str], Mapping[str, str]], Ended]
+    settings: FmriprepSettings,
+    job: Job,
+    attempt: Attempt,
+    run: Callable[[list[str], Mapping[str, str]], Ended],
+    prepared: bool = True,
 ) -> dict[str, Any]:
     """Run fMRIPrep for one target unless it is finished; the content of the status file.
 
     Parameters
     ----------
     run : executes a command with further environment variables.
+    prepared : whether templates and ``fsaverage`` are known to be ready; else they are made ready now.
 
     Raises
     ------
@@ -67,7 +72,7 @@ def preprocess(
         With the command's exit code, when it was killed or ran out of memory and another attempt follows.
     """
     if not raw_runs(job.bids, job.target):
-        return _status(job, "failed", "no BOLD run fits the participant, session and filter")
+        return _status(job, "failed", "no BOLD run fits the participant, session, tasks, entities and filter")
     journal = job.work.with_name(f"{job.work.name}.json")
     killed = read_json(journal) if journal.is_file() else None
     if not problems(job.derivatives, job.bids, job.target):
@@ -76,18 +81,32 @@ def preprocess(
     if killed and killed["last"]:
         journal.unlink()
         return _status(job, "failed", f"killed from outside: {_scheduler_state(killed['slurm_job'])}")
+    command, variables = command_of(settings, job)
+    check_ready(settings)
+    if not prepared:
+        prepare(settings, job.derivatives)
+    if settings.before_command:
+        before = run(*_own_command(settings.before_command, job))
+        if before.code:
+            return _status(job, "failed", f"key 'fmriprep.before_command': {before.reason}")
     broken = _broken_links(job)
     if broken:
         return _status(job, "failed", f"{broken[0]} is a link to nothing (annexed data not fetched?)")
-
-    command, variables = command_of(settings, job)
-    check_ready(settings)
     for folder in (job.derivatives, job.work, job.work / "home", job.work / "tmp"):
         folder.mkdir(parents=True, exist_ok=True)
     write_json(journal, {"last": attempt.last, "slurm_job": os.environ.get("SLURM_JOB_ID")})
     ended = run(command, variables)
     journal.unlink()
-    return _judge(ended, job, attempt, shlex.join(command))
+    status = _judge(ended, job, attempt, shlex.join(command))
+    if settings.after_command and run(*_own_command(settings.after_command, job)).code:
+        print(f"key 'fmriprep.after_command' failed for {job.target.name}; its result stands", file=sys.stderr)
+    return status
+
+
+def _own_command(line: str, job: Job) -> tuple[list[str], dict[str, str]]:
+    """A command line of the user for one participant; what it may need comes as environment variables."""
+    variables = {"PARTICIPANT": job.target.participant, "SESSION": job.target.session or ""}
+    return ["bash", "-c", line], variables | {"BIDS": str(job.bids), "DERIVATIVES": str(job.derivatives)}
 
 
 def _judge(ended: Ended, job: Job, attempt: Attempt, command: str) -> dict[str, Any]:
@@ -110,46 +129,6 @@ def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[st
     """The command for a job and the environment variables it needs."""
     image = None if settings.engine == "native" else find_image(settings.image, settings.version)
     return build_command(settings, job, _licence(settings), image, _linked_folders(job))
-
-
-def check_ready(settings: FmriprepSettings) -> None:
-    """Refuse to start with what would fail for everybody: no command, no digest, no image, another version."""
-    executable = _EXECUTABLES[settings.engine]
-    if shutil.which(executable) is None:
-        raise UserError(
-            f"key 'fmriprep.engine': {settings.engine!r} needs the command {executable!r}, found none in PATH; "
-            "install it or choose another engine"
-        )
-    if settings.engine == "native":
-        return _check_installed_version(settings)
-    image = find_image(settings.image, settings.version)
-    if not image.resolved:
-        raise UserError(
-            f"containers/images.lock: expected the digest of {image.repository}:{image.tag}, found 'unresolved'; "
-            "run `make pins` where there is a network"
-        )
-    if settings.engine == "apptainer":
-        path = apptainer_file(settings, image)
-        if not path.is_file():
-            raise UserError(
-                f"{path}: expected the Apptainer image, found none; make it with "
-                f"`apptainer pull {path} docker://{image.reference}`"
-            )
-    elif subprocess.run([settings.engine, "image", "inspect", image.reference], capture_output=True).returncode:
-        raise UserError(
-            f"key 'fmriprep.image': expected {image.reference} on this machine, found none; "
-            f"fetch it with `{settings.engine} pull {image.reference}`"
-        )
-
-
-def _check_installed_version(settings: FmriprepSettings) -> None:
-    answer = subprocess.run(["fmriprep", "--version"], capture_output=True, text=True, env=_environment({}))
-    found = re.search(r"\d+(?:\.\w+)+", answer.stdout)
-    if not found or found[0] != settings.version:
-        raise UserError(
-            f"key 'fmriprep.version': expected fMRIPrep {settings.version} to be installed, "
-            f"found {found[0] if found else answer.stderr.strip()[-200:]!r}; install that version or change the key"
-        )
 
 
 def _licence(settings: FmriprepSettings) -> Path:
@@ -238,7 +217,7 @@ def run_and_show(command: list[str], variables: Mapping[str, str]) -> Ended:
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
     with subprocess.Popen(
         command,
-        env=_environment(variables),
+        env=clean_environment(variables),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -257,12 +236,6 @@ def run_and_show(command: list[str], variables: Mapping[str, str]) -> Ended:
     return Ended(process.returncode, tuple(last_lines))
 
 
-def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """The present environment without this workflow's own Python path, which a native fMRIPrep must not see."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
-    return kept | dict(variables)
-
-
 def _label(value: str, prefix: str) -> str:
     """A label without its prefix; what BIDS forbids never reaches a command line."""
     label = value.removeprefix(prefix)
@@ -276,8 +249,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.fmriprep", description=__doc__)
     parser.add_argument("--settings", type=json.loads, required=True, help="section `fmriprep`, as JSON")
     parser.add_argument("--bids", type=Path, required=True, help="BIDS folder")
-    parser.add_argument("--participant", required=True, help="label")
+    parser.add_argument("--participant", required=True, help="label, or `sub-<label>_ses-<label>`")
     parser.add_argument("--session", help="label, for one job per session")
+    parser.add_argument("--runs", type=json.loads, default={}, help="entity → labels of the runs needed, as JSON")
     parser.add_argument("--output-derivatives", type=Path, required=True, help="folder for what fMRIPrep writes")
     parser.add_argument("--work", type=Path, required=True, help="folder for work folders (key work_folder wins)")
     parser.add_argument("--status", type=Path, required=True, help="status file to write (JSON)")
@@ -285,13 +259,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mem-mb", type=int, default=16000, help="memory of the job in MB (default %(default)s)")
     parser.add_argument("--attempt", type=int, default=1, help="which submission of the job this is")
     parser.add_argument("--attempts", type=int, default=1, help="how many submissions there are at most")
+    parser.add_argument("--prepared", type=Path, help="file that fmriprep_prepare left")
     parser.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
     arguments = parser.parse_args(argv)
     settings = FmriprepSettings(**arguments.settings)
-    participant = _label(arguments.participant, "sub-")
-    session = _label(arguments.session, "ses-") if arguments.session else None
+    name, _, session_name = arguments.participant.partition("_")
+    participant = _label(name, "sub-")
+    session = _label(session_name or arguments.session, "ses-") if session_name or arguments.session else None
     chosen = read_json(settings.bids_filter_file) if settings.bids_filter_file else {}
-    target = Target(participant, session, tuple(settings.output_spaces), chosen)
+    target = Target(participant, session, tuple(settings.output_spaces), chosen, arguments.runs)
     work = Path(settings.work_folder) if settings.work_folder else arguments.work
     job = Job(
         target,
@@ -309,7 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         except UserError as error:
             print(f"this would not start: {error}", file=sys.stderr)
         return
-    status = preprocess(settings, job, Attempt(arguments.attempt, arguments.attempts), run_and_show)
+    prepared = arguments.prepared is None or read_json(arguments.prepared)["problem"] is None
+    status = preprocess(settings, job, Attempt(arguments.attempt, arguments.attempts), run_and_show, prepared)
     write_json(arguments.status, status)
     print(f"{target.name}: {status['status']}" + (f" ({status['reason']})" if status["reason"] else ""))
 

@@ -30,7 +30,8 @@ _OWN_ARGUMENTS = {
     "--participant-label", "--participant_label", "--session-label", "--nprocs", "--nthreads", "--n_cpus", "--n-cpus",
     "--omp-nthreads", "--mem", "--mem_mb", "--mem-mb", "--output-spaces", "--notrack", "--random-seed", "-w",
     "--work-dir", "--skip-bids-validation", "--skip_bids_validation", "--fs-no-reconall", "--fs-license-file",
-    "--fs-subjects-dir", "--bids-filter-file", "--bids-database-dir", "--output-layout", "--clean-workdir",
+    "--fs-subjects-dir", "--bids-filter-file", "--bids-database-dir", "--subject-anatomical-reference",
+    "--output-layout", "--clean-workdir",
 }  # fmt: skip
 """Arguments of fMRIPrep that the settings decide, or (the last two) that would move or delete what is relied on."""
 
@@ -54,6 +55,9 @@ class FmriprepSettings:
     work_folder: str | None
     memory_share: float
     random_seed: int
+    per_session: bool
+    before_command: str | None
+    after_command: str | None
     extra_arguments: list[str]
     engine_arguments: list[str]
 
@@ -122,7 +126,8 @@ def build_command(
 def fmriprep_arguments(settings: FmriprepSettings, job: Job, places: Mapping[str, str]) -> list[str]:
     """fMRIPrep's own arguments; ``places`` says where it finds its files and folders."""
     arguments = [places["bids"], places["derivatives"], "participant", "--participant-label", job.target.participant]
-    arguments += ["--session-label", job.target.session] if job.target.session else []
+    if job.target.session:
+        arguments += ["--session-label", job.target.session, "--subject-anatomical-reference", "sessionwise"]
     arguments += ["--nthreads", str(job.threads), "--omp-nthreads", str(min(job.threads, _MOST_OMP_THREADS))]
     # spelt like this, fmriprep-docker does not ask back when memory is small
     arguments += ["--mem_mb", str(int(job.mem_mb * settings.memory_share))]

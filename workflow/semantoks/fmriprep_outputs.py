@@ -7,7 +7,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,14 @@ class Target:
     participant, session : labels without ``sub-`` and ``ses-``; session None means all.
     spaces : as for ``--output-spaces``, e.g. ``MNI152NLin6Asym:res-2``.
     bids_filter : content of fMRIPrep's ``--bids-filter-file``; empty means everything.
+    wanted : entity → labels of the runs that are used later; of the others nothing is expected.
     """
 
     participant: str
     session: str | None
     spaces: tuple[str, ...]
     bids_filter: Mapping[str, Any]
+    wanted: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -64,7 +66,8 @@ def raw_runs(bids: Path, target: Target) -> list[str]:
         entities = dict(part.split("-", 1) for part in path.name.split("_")[:-1] if "-" in part)
         if entities.get("part") == "phase" or (target.session and entities.get("ses") != target.session):
             continue
-        if all(_fits(entities, query, value) for query, value in wanted.items()):
+        used = all(entities.get(entity) in labels for entity, labels in target.wanted.items())
+        if used and all(_fits(entities, query, value) for query, value in wanted.items()):
             runs.add(re.sub(r"_echo-[A-Za-z0-9]+", "", path.name.rsplit("_bold", 1)[0]))
     return sorted(runs)
 

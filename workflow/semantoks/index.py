@@ -80,20 +80,22 @@ def _path_columns(paths: pd.Series, images: bool) -> pd.DataFrame:
 
 def _with_derivatives(listing: pd.DataFrame, cohort: Mapping[str, Any], status_files: Sequence[Path]) -> pd.DataFrame:
     """Replace raw files by fMRIPrep's; a recording without derivative gets the reason from the status."""
-    statuses = [read_json(path) for path in status_files]
-    reasons = {
-        status["participant"].removeprefix("sub-"): status.get("reason") for status in statuses if status.get("reason")
-    }
+    ended = {(one["participant"], one["session"]): one for one in map(read_json, status_files)}
     participants = sorted(set(listing["participant_id"]))
     derivatives = list_derivatives(cohort, cohort["source"]["derivatives"], participants)
     check_unique(derivatives, cohort["name"])
     columns = ["space", "res", "desc", "paths", "exclude_reason"]
     found = {row["recording_id"]: {c: row[c] for c in columns} for row in derivatives.to_dict("records")}
     rows = []
-    for row in listing.to_dict("records"):
-        reason = reasons.get(row["participant_id"], "fMRIPrep finished without it")
-        missing = {"paths": ("",), "exclude_reason": f"no desc-preproc_bold in space {cohort['space']}: {reason}"}
-        rows.append(row | found.get(row["recording_id"], missing))
+    missing = {"paths": ("",), "exclude_reason": f"fMRIPrep wrote no desc-preproc_bold in space {cohort['space']}"}
+    records: list[Any] = listing.to_dict("records")
+    for row in records:
+        row |= found.get(row["recording_id"], missing)
+        participant = row["participant_id"]
+        status = ended.get((participant, row["session_id"])) or ended.get((participant, None)) or {"status": "done"}
+        if status["status"] != "done":
+            row["exclude_reason"] = f"fMRIPrep {status['status']}: {status['reason']}"
+        rows.append(row)
     return pd.DataFrame(rows, columns=listing.columns, dtype=object)
 
 

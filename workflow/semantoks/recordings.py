@@ -78,6 +78,9 @@ def list_derivatives(
         images = images[images["res"] == cohort["resolution"]]
     images = _without_single_echoes(images)
     images["paths"] = [(path, *_beside(Path(path), recording)) for path, recording in _pairs(images)]
+    # fMRIPrep keeps `part-mag` in its names; a recording is called the same before and after it
+    images["recording_id"] = images["recording_id"].str.replace("_part-mag", "", regex=False)
+    images["part"] = None
     return images[COLUMNS]
 
 

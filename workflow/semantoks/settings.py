@@ -52,6 +52,12 @@ class Cohort:
         """Whether the cohort brings extracted time series instead of images."""
         return self.source["type"] in ("hdf5", "files")
 
+    @property
+    def wanted_runs(self) -> dict[str, list[str]]:
+        """Entity → labels of the runs that the cohort uses; entities without restriction are left out."""
+        tasks = self.settings["tasks"]
+        return {**self.settings["entities"], **({} if tasks is None else {"task": tasks})}
+
     def probe_json(self, **sections: Any) -> str:
         """What probes need to know of the cohort, with further sections, as JSON."""
         chosen = {key: self.settings[key] for key in PROBE_KEYS}

@@ -1,0 +1,136 @@
+"""The commands built for fMRIPrep, read by the argument parser of the real fMRIPrep in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+from semantoks.container_images import Image
+from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
+from semantoks.fmriprep_outputs import Target
+
+pytestmark = pytest.mark.slow
+SCHEMA = yaml.safe_load((REPOSITORY / "workflow/schemas/fmriprep.schema.yaml").read_text())
+VERSION = SCHEMA["properties"]["version"]["default"]
+IMAGE = Image("docker.io/nipreps/fmriprep", VERSION, "sha256:" + "5a" * 32)
+PROGRAM = """
+import json, sys
+from fmriprep import __version__
+from fmriprep.cli.parser import _build_parser
+options = vars(_build_parser().parse_args(json.loads(sys.argv[1])))
+options["output_spaces"] = str(options["output_spaces"])
+print(json.dumps({"version": __version__} | options, default=str))
+"""
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    """Python of an environment that holds nothing but fMRIPrep, made once and kept in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = cache / "semantoks-tests" / f"fmriprep-{VERSION}"
+    if not (folder / "complete").is_file():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        install = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", f"fmriprep=={VERSION}"]
+        ended = subprocess.run(install, capture_output=True, text=True, timeout=900)
+        if ended.returncode:
+            pytest.skip(f"fMRIPrep {VERSION} cannot be installed here: {ended.stderr.strip()[-300:]}")
+        (folder / "complete").touch()
+    return folder / "bin" / "python"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Everything that fMRIPrep's parser wants to exist."""
+    for name in ("bids", "out", "work", "subjects", "database"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bids" / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.8.0"}')
+    (tmp_path / "license.txt").write_text("licence")
+    (tmp_path / "filter.json").write_text(json.dumps({"bold": {"task": "rest"}}))
+    return tmp_path
+
+
+def parsed(python: Path, folder: Path, session: str | None = None, **changed: Any) -> dict[str, Any]:
+    """What fMRIPrep understands of the command of one participant."""
+    defaults = {key: entry["default"] for key, entry in SCHEMA["properties"].items()}
+    settings = FmriprepSettings(**(defaults | {"engine": "native", "licence": str(folder / "license.txt")} | changed))
+    target = Target("01", session, tuple(settings.output_spaces), {})
+    job = Job(target, folder / "bids", folder / "out", folder / "work", 12, 16000)
+    words, _ = build_command(settings, job, folder / "license.txt", IMAGE, [])
+    assert words[0] == "fmriprep"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [str(python), "-c", PROGRAM, json.dumps(words[1:])]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment | {"NO_ET": "1"}, cwd=folder)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    options: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return options
+
+
+def test_the_default_command_means_what_it_should(python: Path, folders: Path) -> None:
+    options = parsed(python, folders)
+    expected = {
+        "version": VERSION,
+        "bids_dir": str(folders / "bids"),
+        "output_dir": str(folders / "out"),
+        "analysis_level": "participant",
+        "participant_label": ["01"],
+        "session_label": None,
+        "task_id": None,
+        "nprocs": 12,
+        "omp_nthreads": 8,
+        "memory_gb": 14.4,
+        "_random_seed": 0,
+        "notrack": True,
+        "run_reconall": True,
+        "skip_bids_validation": False,
+        "fs_license_file": str(folders / "license.txt"),
+        "fs_subjects_dir": None,
+        "bids_filters": None,
+        "bids_database_dir": None,
+        "work_dir": str(folders / "work"),
+        "clean_workdir": False,
+        "output_layout": "bids",
+        "level": "full",
+        "cifti_output": False,
+        "me_output_echos": False,
+    }
+    assert {name: options[name] for name in expected} == expected
+    assert "MNI152NLin6Asym" in options["output_spaces"]
+    assert "res-2" in options["output_spaces"] or "'res': '2'" in options["output_spaces"]
+
+
+def test_every_key_reaches_fmriprep(python: Path, folders: Path) -> None:
+    options = parsed(
+        python,
+        folders,
+        session="A",
+        freesurfer=False,
+        freesurfer_folder=str(folders / "subjects"),
+        skip_bids_validation=True,
+        bids_database_folder=str(folders / "database"),
+        bids_filter_file=str(folders / "filter.json"),
+        memory_share=0.5,
+        random_seed=7,
+        output_spaces=["MNI152NLin6Asym:res-2", "MNI152NLin2009cAsym:res-2"],
+        extra_arguments=["--dummy-scans", "4"],
+    )
+    expected = {
+        "session_label": ["A"],
+        "subject_anatomical_reference": "sessionwise",
+        "run_reconall": False,
+        "fs_subjects_dir": str(folders / "subjects"),
+        "skip_bids_validation": True,
+        "bids_database_dir": str(folders / "database"),
+        "bids_filters": {"bold": {"task": "rest"}},
+        "memory_gb": 8.0,
+        "_random_seed": 7,
+        "dummy_scans": 4,
+    }
+    assert {name: options[name] for name in expected} == expected
+    assert "MNI152NLin2009cAsym" in options["output_spaces"]

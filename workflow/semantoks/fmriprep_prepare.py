@@ -1,0 +1,199 @@
+"""What all participants of fMRIPrep share, made once before the first of them starts: templates, and ``fsaverage``.
+
+Runs where the workflow was started, because compute nodes often have no network. What keeps it from succeeding is
+written down, and a participant that has to run tries again: where all are finished nothing of it is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from semantoks.container_images import find_image
+from semantoks.errors import UserError, run_command
+from semantoks.files import write_json
+from semantoks.fmriprep_command import FmriprepSettings, apptainer_file
+
+_EXECUTABLES = {"docker": "fmriprep-docker", "podman": "podman", "apptainer": "apptainer", "native": "fmriprep"}
+_ALWAYS_NEEDED = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "OASIS30ANTs", "fsLR", "fsaverage")
+"""Templates that fMRIPrep reads whatever the output spaces are."""
+_SUBJECTS_OF_IMAGE = "/opt/freesurfer/subjects"
+
+
+def check_ready(settings: FmriprepSettings) -> None:
+    """Refuse to start with what would fail for everybody: no command, no digest, no image, another version."""
+    executable = _EXECUTABLES[settings.engine]
+    if shutil.which(executable) is None:
+        raise UserError(
+            f"key 'fmriprep.engine': {settings.engine!r} needs the command {executable!r}, found none in PATH; "
+            "install it or choose another engine"
+        )
+    if settings.engine == "native":
+        return _check_installed_version(settings)
+    image = find_image(settings.image, settings.version)
+    if not image.resolved:
+        raise UserError(
+            f"containers/images.lock: expected the digest of {image.repository}:{image.tag}, found 'unresolved'; "
+            "run `make pins` where there is a network"
+        )
+    if settings.engine == "apptainer":
+        path = apptainer_file(settings, image)
+        if not path.is_file():
+            raise UserError(
+                f"{path}: expected the Apptainer image, found none; make it with "
+                f"`apptainer pull {path} docker://{image.reference}`"
+            )
+    elif subprocess.run([settings.engine, "image", "inspect", image.reference], capture_output=True).returncode:
+        raise UserError(
+            f"key 'fmriprep.image': expected {image.reference} on this machine, found none; "
+            f"fetch it with `{settings.engine} pull {image.reference}`"
+        )
+
+
+def _check_installed_version(settings: FmriprepSettings) -> None:
+    answer = subprocess.run(["fmriprep", "--version"], capture_output=True, text=True, env=clean_environment({}))
+    found = re.search(r"\d+(?:\.\w+)+", answer.stdout)
+    if not found or found[0] != settings.version:
+        raise UserError(
+            f"key 'fmriprep.version': expected fMRIPrep {settings.version} to be installed, "
+            f"found {found[0] if found else answer.stderr.strip()[-200:]!r}; install that version or change the key"
+        )
+
+
+def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """The present environment without this workflow's own Python path, which a native fMRIPrep must not see."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
+    return kept | dict(variables)
+
+
+def wanted_templates(output_spaces: Sequence[str]) -> list[str]:
+    """Templates that fMRIPrep reads for these output spaces, sorted."""
+    own_spaces = {"anat", "T1w", "run", "func", "bold", "fsnative", "fsaverage5", "fsaverage6"}
+    return sorted({space.split(":")[0] for space in output_spaces} - own_spaces | set(_ALWAYS_NEEDED))
+
+
+def fetch_templates(folder: Path, templates: Sequence[str], get: Callable[[str], Any] | None = None) -> list[str]:
+    """Fetch the templates that the folder lacks with the TemplateFlow client; returns their names.
+
+    Parameters
+    ----------
+    folder : TemplateFlow home.
+    templates : names without ``tpl-``.
+    get : fetches one template; by default ``templateflow.api.get``.
+
+    Raises
+    ------
+    UserError
+        When a template cannot be fetched.
+    """
+    fetched = []
+    for template in templates:
+        images = (folder / f"tpl-{template}").rglob("*.gz")  # of a skeleton they are empty
+        complete = folder / f".{template}.complete"
+        if complete.is_file():
+            continue
+        try:
+            (get or _templateflow_get(folder))(template)
+        except Exception as error:  # the client raises what its own libraries raise
+            if any(path.stat().st_size for path in images):  # fetched by hand: what is there is the user's word
+                continue
+            raise UserError(
+                f"key 'fmriprep.templateflow': expected template {template} in {folder}, found none, and it could not "
+                f"be fetched ({error}); fetch it where there is a network: docs/fmriprep.md"
+            ) from None
+        complete.touch()
+        fetched.append(template)
+    return fetched
+
+
+def _templateflow_get(folder: Path) -> Callable[[str], Any]:
+    os.environ["TEMPLATEFLOW_HOME"] = str(folder)
+    from templateflow import api
+
+    return lambda template: api.get(template, raise_empty=True)
+
+
+def copy_fsaverage(settings: FmriprepSettings, subjects: Path) -> bool:
+    """Copy FreeSurfer's ``fsaverage`` into the subjects folder; False when it was there.
+
+    Participants that start at the same time would each copy it, and fail over each other's files.
+    """
+    if (subjects / "fsaverage").is_dir():
+        return False
+    subjects.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=subjects, prefix=".fsaverage.") as folder:
+        copy = Path(folder) / "fsaverage"
+        command = _copy_command(settings, Path(folder))
+        ended = subprocess.run(command, capture_output=True, text=True)
+        if ended.returncode or not copy.is_dir():
+            raise UserError(
+                f"{subjects}/fsaverage: expected a copy of FreeSurfer's, found none after `{' '.join(command)}`: "
+                f"{ended.stderr.strip()[-300:] or 'no message'}"
+            )
+        try:
+            copy.rename(subjects / "fsaverage")
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # otherwise another job was faster
+                raise
+    return True
+
+
+def _copy_command(settings: FmriprepSettings, target: Path) -> list[str]:
+    source = f"{_SUBJECTS_OF_IMAGE}/fsaverage"
+    if settings.engine == "native":
+        home = os.environ.get("FREESURFER_HOME")
+        if not home:
+            raise UserError(
+                "environment variable FREESURFER_HOME: expected FreeSurfer's folder with `engine: native` and "
+                "`freesurfer: true`, found it unset; set it or set 'fmriprep.freesurfer' to false"
+            )
+        return ["cp", "-rL", f"{home}/subjects/fsaverage", str(target)]
+    image = find_image(settings.image, settings.version)
+    if settings.engine == "apptainer":
+        command = ["apptainer", "exec", "--cleanenv", "--containall", "--bind", f"{target}:/subjects"]
+        return [*command, str(apptainer_file(settings, image)), "cp", "-rL", source, "/subjects"]
+    command = [settings.engine, "run", "--rm", "--pull=never", "--volume", f"{target}:/subjects", "--entrypoint", "cp"]
+    command += ["--user", f"{os.getuid()}:{os.getgid()}"] if settings.engine == "docker" else []
+    return [*command, image.reference, "-rL", source, "/subjects"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of the step before the stage ``fmriprep``."""
+    parser = argparse.ArgumentParser(prog="python -m semantoks.fmriprep_prepare", description=__doc__)
+    parser.add_argument("--settings", type=json.loads, required=True, help="section `fmriprep`, as JSON")
+    parser.add_argument("--output-derivatives", type=Path, required=True, help="folder for what fMRIPrep writes")
+    parser.add_argument("--output", type=Path, required=True, help="file to write (JSON): what is there")
+    arguments = parser.parse_args(argv)
+    settings = FmriprepSettings(**arguments.settings)
+    problem = None
+    try:
+        prepare(settings, arguments.output_derivatives)
+    except UserError as error:
+        problem = str(error)
+        print(f"not prepared: {error}")
+    write_json(arguments.output, {"problem": problem})
+
+
+def prepare(settings: FmriprepSettings, derivatives: Path) -> None:
+    """Fetch templates and copy ``fsaverage``, as the settings ask for it."""
+    check_ready(settings)
+    if settings.templateflow:
+        templates = wanted_templates(settings.output_spaces)
+        fetched = fetch_templates(Path(settings.templateflow).absolute(), templates)
+        print(f"templates fetched: {', '.join(fetched) or 'none, all were there'}")
+    if settings.freesurfer:
+        subjects = Path(settings.freesurfer_folder or derivatives / "sourcedata" / "freesurfer").absolute()
+        print(f"fsaverage {'copied to' if copy_fsaverage(settings, subjects) else 'was in'} {subjects}")
+
+
+if __name__ == "__main__":
+    run_command(main)
