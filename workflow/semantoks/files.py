@@ -6,6 +6,7 @@ Every file is written to a temporary name and renamed, and carries what made it
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ KEY = ["cohort", "participant_id", "session_id", "recording_id"]
 """Key columns of every table, text; ``session_id`` is null without sessions."""
 
 METADATA_KEY = b"semantoks"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VERSIONED = ("numpy", "pandas", "pyarrow", "nibabel", "nilearn", "scipy", "scikit-learn", "torch")
 
 
@@ -40,7 +42,14 @@ def replacing(path: Path | str) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise UserError(
+                    f"{path}: expected to write it, found {os.strerror(error.errno)}; free some space, then run again"
+                ) from None
+            raise
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)

@@ -1,0 +1,425 @@
+"""Everything that can be wrong with a user's data, as tables: what is broken, and what the user is told.
+
+Recordings are spoilt each in its own way inside one batch, which goes through the real command once: each must become
+a row with its reason, and the healthy ones among them must come out as if they were alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_images as synthetic
+from bids_trees import cohort, derivative, raw
+from conftest import REPOSITORY
+from semantoks import atlas, index, networks, parcellate
+from semantoks.batches import update_batches
+from semantoks.errors import run_command
+from semantoks.files import read_table
+from semantoks.label_images import write_label_image
+from semantoks.recordings import list_recordings
+from synthetic_images import SHAPE
+
+Row = dict[str, Any]
+
+
+# --- recordings whose images, masks or confounds are broken: the stage parcellate ---
+
+
+def truncated(row: Row) -> Row:
+    path = Path(row["bold_path"])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return row
+
+
+def corrupted(row: Row) -> Row:
+    path = Path(row["bold_path"])
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    packed = bytearray(gzip.compress(bytes(content)))
+    packed[-8:-4] = b"\0\0\0\0"
+    path.write_bytes(bytes(packed))
+    return row
+
+
+def short_uncompressed(row: Row) -> Row:
+    content = gzip.decompress(Path(row["bold_path"]).read_bytes())
+    path = Path(row["bold_path"]).with_suffix("")
+    path.write_bytes(content[: len(content) // 2])
+    return row | {"bold_path": str(path)}
+
+
+def rewritten(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Row], Row]:
+    def spoil(row: Row) -> Row:
+        image = nibabel.load(row["bold_path"])
+        nibabel.save(nibabel.Nifti1Image(change(np.asarray(image.dataobj).copy()), image.affine), row["bold_path"])
+        return row
+
+    return spoil
+
+
+def not_an_image(row: Row) -> Row:
+    Path(row["bold_path"]).write_text("/annex/objects/SHA256E-s100--abc.nii.gz")
+    return row
+
+
+def nan_volume(data: np.ndarray) -> np.ndarray:
+    data[..., 36] = np.nan
+    return data
+
+
+def link_to_nothing(row: Row) -> Row:
+    Path(row["bold_path"]).unlink()
+    Path(row["bold_path"]).symlink_to("nowhere.nii.gz")
+    return row
+
+
+def with_mask(values: np.ndarray) -> Callable[[Row], Row]:
+    def spoil(row: Row) -> Row:
+        nibabel.save(nibabel.Nifti1Image(values.astype(np.uint8), synthetic.affine()), row["mask_path"])
+        return row
+
+    return spoil
+
+
+def with_confounds(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Row], Row]:
+    def spoil(row: Row) -> Row:
+        table = pd.read_csv(row["confounds_path"], sep="\t", na_values="n/a")
+        synthetic.write_confounds(Path(row["confounds_path"]), change(table))
+        return row
+
+    return spoil
+
+
+def missing_in_row_57(table: pd.DataFrame) -> pd.DataFrame:
+    table.loc[56, "rot_y"] = np.nan
+    return table
+
+
+def marked_late(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(non_steady_state_outlier00=(table.index == 9).astype(float))
+
+
+RECORDINGS = {
+    "no file": (lambda row: row | {"bold_path": "gone_bold.nii.gz"}, "gone_bold.nii.gz.*found no file"),
+    "link to nothing": (link_to_nothing, "found a link to nothing"),
+    "annex pointer": (not_an_image, "found something unreadable"),
+    "truncated gz": (truncated, "found a damaged file|found [0-9]+"),
+    "wrong gz checksum": (corrupted, "found a damaged file"),
+    "truncated nii": (short_uncompressed, "expected 200 volumes, found [0-9]+"),
+    "3D image": (rewritten(lambda data: data[..., 0]), "expected a 4D image, found 3D"),
+    "one volume": (rewritten(lambda data: data[..., :1]), "expected a time series, found 1 volume"),
+    "complex numbers": (rewritten(lambda data: data.astype(np.complex64)), "expected real numbers, found .*complex64"),
+    "NaN volume": (rewritten(nan_volume), "NaN or infinity in volume 37"),
+    "constant image": (rewritten(lambda data: np.full_like(data, 7)), "no parcel with data"),
+    "other space": (lambda row: row | {"space": "MNI152NLin2009cAsym"}, "space MNI152NLin2009cAsym, the atlas"),
+    "no space": (lambda row: row | {"space": None}, "in space None"),
+    "mask of another grid": (with_mask(np.ones((5, 5, 5))), "expected the grid of the image"),
+    "empty mask": (with_mask(np.zeros(SHAPE)), "found no voxel in it"),
+    "mask of probabilities": (
+        lambda row: row | {"mask_path": row["bold_path"]},
+        "expected a 3D label image, found 4 dimensions",
+    ),
+    "no confounds": (lambda row: row | {"confounds_path": None}, "no confounds file"),
+    "confounds gone": (lambda row: row | {"confounds_path": "gone.tsv"}, "gone.tsv: expected a table"),
+    "other rows": (with_confounds(lambda table: table.iloc[:-5]), "expected 200 rows, one per volume, found 195"),
+    "n/a in the wrong place": (with_confounds(missing_in_row_57), "'rot_y'.*row 57"),
+    "no motion columns": (with_confounds(lambda table: table.drop(columns="trans_z")), "'trans_z', found none"),
+    "no aCompCor": (
+        with_confounds(lambda table: table.filter(regex="^(?!w_comp)")),
+        "aCompCor components of white_matter, found 0",
+    ),
+    "no cosines": (with_confounds(lambda table: table.filter(regex="^(?!cosine)")), "expected cosine columns"),
+    "steady state later": (with_confounds(marked_late), "expected the first volumes to be marked"),
+    "all censored": (
+        with_confounds(lambda table: table.assign(framewise_displacement=2.0)),
+        "every volume is censored",
+    ),
+    "TR too long for the band": (lambda row: row | {"tr": 6.0}, "Nyquist"),
+    "too few degrees of freedom": (lambda row: row | {"tr": 0.5}, "degrees of freedom -.* below 10: 200 kept"),
+}
+HEALTHY = ("sub-healthy1", "sub-healthy2")
+
+
+@pytest.fixture(scope="module")
+def parcellated(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """One batch with every kind of broken recording between two healthy ones, through the command."""
+    folder = tmp_path_factory.mktemp("broken")
+    image = synthetic.bold_image(
+        synthetic.planted_series(np.random.default_rng(11)), np.random.default_rng(12), noise=5
+    )
+    confounds = synthetic.confounds_table(np.random.default_rng(13))
+    rows = [synthetic.write_recording(folder, HEALTHY[0], image, confounds)]
+    for number, (spoil, _) in enumerate(RECORDINGS.values()):
+        rows.append(spoil(synthetic.write_recording(folder, f"sub-{number}", image, confounds)))
+    rows.append(synthetic.write_recording(folder, HEALTHY[1], image, confounds))
+    settings = {"denoising": "24P+acompcor+scrubbing", "band_pass": [0.01, 0.1], "detrend": True}
+    settings |= {"minimum_coverage": 0.5, "minimum_degrees_of_freedom": 10}
+    arguments = ["--settings", json.dumps(settings), "--atlas", str(synthetic.atlas_folder(folder / "atlas"))]
+    arguments += ["--index", str(synthetic.write_index(folder / "index.parquet", rows)), "--batch", "batch-0001"]
+    parcellate.main([*arguments, "--output", str(folder / "out.parquet"), "--workers", "2"])
+    return read_table(folder / "out.parquet").set_index("recording_id")
+
+
+@pytest.mark.parametrize("kind", RECORDINGS)
+def test_a_broken_recording_becomes_its_reason(parcellated: pd.DataFrame, kind: str) -> None:
+    row = parcellated.loc[f"sub-{list(RECORDINGS).index(kind)}"]
+    assert row["exclude_reason"] is not None
+    assert pd.Series([row["exclude_reason"]]).str.contains(RECORDINGS[kind][1], regex=True).all(), row["exclude_reason"]
+    assert row[["bold", "coverage", "kept"]].isna().all(), "no half-made data"
+
+
+def test_the_recordings_between_broken_ones_survive(parcellated: pd.DataFrame) -> None:
+    assert len(parcellated) == len(RECORDINGS) + 2
+    healthy = parcellated.loc[list(HEALTHY)]
+    assert healthy["exclude_reason"].isna().all()
+    np.testing.assert_array_equal(healthy["bold"].iloc[0], healthy["bold"].iloc[1])
+
+
+# --- recordings that are seen to be unusable before any image is read: the stage index ---
+
+
+def sidecar_of(image: Path) -> Path:
+    return image.with_name(image.name.replace(".nii.gz", ".json"))
+
+
+def with_tr(tr: float) -> Callable[[Path], None]:
+    return lambda image: sidecar_of(image).write_text(json.dumps({"RepetitionTime": tr})) and None
+
+
+def with_volume_timing(image: Path) -> None:
+    sidecar_of(image).write_text(json.dumps({"VolumeTiming": [0, 10, 20]}))
+
+
+def without_sidecar_and_tr(image: Path) -> None:
+    sidecar_of(image).unlink()
+    loaded = nibabel.load(image)
+    loaded.header.set_zooms((1, 1, 1, 0))
+    nibabel.save(loaded, image)
+
+
+def as_pointer(image: Path) -> None:
+    image.write_text("/annex/objects/SHA256E-s100--abc.nii.gz\n")
+
+
+def as_link_to_nothing(image: Path) -> None:
+    image.unlink()
+    image.symlink_to("../../.git/annex/objects/gone.nii.gz")
+
+
+def flat(image: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), image)
+
+
+def only_echoes(image: Path) -> None:
+    image.rename(image.with_name(image.name.replace("_space", "_echo-1_space")))
+
+
+INDEXED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "TR of zero": (with_tr(0.0), "TR: expected 0.05 to 30 s in the sidecar or header, found 0"),
+    "negative TR": (with_tr(-2.0), "TR: expected 0.05 to 30 s .* found -2.0"),
+    "TR in milliseconds": (with_tr(2000), "TR: expected 0.05 to 30 s .* found 2000"),
+    "no TR anywhere": (without_sidecar_and_tr, "TR: expected 0.05 to 30 s .* found None"),
+    "sparse acquisition": (with_volume_timing, r"sparse acquisition \(VolumeTiming\)"),
+    "empty image": (lambda image: image.write_bytes(b""), "empty image"),
+    "annex pointer": (as_pointer, "unreadable image"),
+    "link to nothing": (as_link_to_nothing, "is a link to nothing"),
+    "3D image": (flat, "expected a 4D image, found 3D"),
+    "only single echoes": (only_echoes, "only echo-wise volumes"),
+}
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """All kinds in one derivatives folder beside a healthy recording, through the command."""
+    folder = tmp_path_factory.mktemp("index")
+    for number, (spoil, _) in enumerate(INDEXED.values()):
+        spoil(derivative(folder / "data", f"sub-{number:02d}_task-rest"))
+    derivative(folder / "data", "sub-99_task-rest")
+    settings = cohort({"type": "fmriprep", "path": str(folder / "data")})
+    update_batches(settings, folder / "batches", 100)
+    output = folder / "index.parquet"
+    batch = folder / "batches" / "part-0001.tsv"
+    index.main(["--settings", json.dumps(settings), "--batch", str(batch), "--output", str(output)])
+    return read_table(output).set_index("participant_id")
+
+
+@pytest.mark.parametrize("kind", INDEXED)
+def test_an_unusable_file_becomes_its_reason(indexed: pd.DataFrame, kind: str) -> None:
+    reason = indexed.loc[f"{list(INDEXED).index(kind):02d}", "exclude_reason"]
+    assert pd.Series([reason]).str.contains(INDEXED[kind][1], regex=True).all(), reason
+
+
+def test_the_recording_beside_unusable_ones_is_usable(indexed: pd.DataFrame) -> None:
+    assert indexed.loc["99", "exclude_reason"] is None
+    assert len(indexed) == len(INDEXED) + 1
+
+
+# --- what concerns everybody: one message, exit code 2 ------------------------------------------------------------------
+
+
+def listed(folder: Path, **settings: Any) -> None:
+    list_recordings(cohort({"type": "fmriprep", "path": str(folder / "data")}, **settings))
+
+
+def two_resolutions(folder: Path) -> None:
+    derivative(folder / "data", "sub-01_task-rest", res="1")
+    derivative(folder / "data", "sub-01_task-rest", res="2")
+    listed(folder)
+
+
+def shell_characters(folder: Path) -> None:
+    (folder / "data" / "sub-01; rm -rf $HOME" / "func").mkdir(parents=True)
+    listed(folder)
+
+
+def unknown_participant(folder: Path) -> None:
+    derivative(folder / "data", "sub-01_task-rest")
+    listed(folder, include=["sub-77"])
+
+
+def twice_in_the_table(folder: Path) -> None:
+    derivative(folder / "data", "sub-01_task-rest")
+    (folder / "participants.tsv").write_text("participant_id\tsite\nsub-01\tA\n01\tB\n")
+    participants = {"path": str(folder / "participants.tsv"), "id_column": "participant_id"}
+    settings = cohort({"type": "fmriprep", "path": str(folder / "data")}, participants=participants, site_column="site")
+    update_batches(settings, folder / "batches", 10)
+
+
+def missing_column(folder: Path) -> None:
+    derivative(folder / "data", "sub-01_task-rest")
+    (folder / "participants.tsv").write_text("participant_id\nsub-01\n")
+    participants = {"path": str(folder / "participants.tsv"), "id_column": "participant_id"}
+    settings = cohort({"type": "fmriprep", "path": str(folder / "data")}, participants=participants, site_column="site")
+    update_batches(settings, folder / "batches", 10)
+
+
+def hdf5(folder: Path, **changes: Any) -> None:
+    path = folder / "data.h5"
+    with h5py.File(path, "w") as file:
+        file["ts"], file["id"] = np.zeros((2, 3, 4), np.float32), [b"01", b"01"]
+    source = {"type": "hdf5", "path": str(path), "datasets": ["ts"], "id": "id", "id_pattern": "{participant_id}"}
+    list_recordings(cohort(source | {"roi_names": None, "length": "len", "tr": "tr"} | changes))
+
+
+def not_hdf5(folder: Path) -> None:
+    (folder / "text.h5").write_text("text")
+    hdf5(folder, path=str(folder / "text.h5"))
+
+
+def nothing_usable(folder: Path) -> None:
+    raw(folder / "raw", "sub-01_task-rest")
+    settings = cohort({"type": "bids", "path": str(folder / "raw"), "derivatives": str(folder / "empty")})
+    (folder / "empty").mkdir()
+    update_batches(settings, folder / "batches", 10)
+    arguments = ["--settings", json.dumps(settings), "--output", str(folder / "index.parquet")]
+    index.main([*arguments, "--batch", str(folder / "batches" / "part-0001.tsv")])
+    shutil.copy(folder / "index.parquet", folder / "part.parquet")
+    index.main([*arguments, "--join", str(folder / "part.parquet")])
+
+
+def atlas_with(folder: Path, labels: str | None = None, **changes: Any) -> None:
+    write_label_image(folder / "boxes.nii.gz", synthetic.atlas_labels(), synthetic.affine())
+    settings = {"name": "boxes", "space": synthetic.SPACE, "folder": None, "resolution": 2, "transform": None}
+    settings |= {"image": str(folder / "boxes.nii.gz"), "labels": None, "drop_labels": [], "empty_labels": []}
+    if labels is not None:
+        (folder / "labels.tsv").write_text("index\tname\n" + labels)
+        settings["labels"] = str(folder / "labels.tsv")
+    atlas.main(["--settings", json.dumps(settings | changes), "--output-folder", str(folder / "atlas")])
+
+
+def probabilities_as_atlas(folder: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), 0.3), np.eye(4)), folder / "map.nii.gz")
+    atlas_with(folder, image=str(folder / "map.nii.gz"))
+
+
+def networks_of_another_space(folder: Path) -> None:
+    synthetic.atlas_folder(folder / "atlas")
+    (folder / "names.tsv").write_text("index\tname\n1\tA\n")
+    settings = {"method": "overlap", "image": str(folder / "atlas/atlas.nii.gz"), "space": "MNI152NLin2009cAsym"}
+    settings |= {"names": str(folder / "names.tsv"), "drop_labels": [], "minimum_share": 0.1, "file": None}
+    settings |= {"unassigned_name": "none"}
+    given = ["--settings", json.dumps(settings), "--atlas", str(folder / "atlas")]
+    networks.main([*given, "--output", str(folder / "networks.tsv")])
+
+
+FIVE = "1\ta\n2\tb\n3\tc\n4\td\n5\te\n"
+COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "two files for one recording": (two_resolutions, "expected one file for sub-01_task-rest, found 2: .*res-1.*res-2"),
+    "participant label with shell characters": (shell_characters, "expected participant folders named sub-<letters"),
+    "participant who is not there": (unknown_participant, "key 'include': expected participants of .* found 77"),
+    "participant twice in the table": (twice_in_the_table, "expected one row per participant, found several for 01"),
+    "table without a named column": (missing_column, "expected the columns 'site', found participant_id"),
+    "no data folder": (listed, "key 'source.path': expected a folder of fMRIPrep derivatives, found nothing"),
+    "HDF5 file that is none": (not_hdf5, "expected an HDF5 file"),
+    "HDF5 without the dataset": (lambda f: hdf5(f, datasets=["x"]), "expected the dataset 'x', found id, ts"),
+    "the same recording twice in an HDF5 file": (hdf5, "expected one file for sub-01, found 2"),
+    "nothing usable at all": (nothing_usable, "none of 1 recordings can be used: fMRIPrep wrote no desc-preproc_bold"),
+    "label table with a gap": (lambda f: atlas_with(f, FIVE.replace("5\te", "7\te")), "found 1 to 7 without 5"),
+    "label table with an index twice": (lambda f: atlas_with(f, FIVE.replace("5\te", "4\te")), "found 4 twice"),
+    "label table with a name twice": (lambda f: atlas_with(f, FIVE.replace("5\te", "5\ta")), "found a twice"),
+    "atlas with labels beyond the table": (
+        lambda f: atlas_with(f, FIVE.replace("5\te\n", "")),
+        r"expected only labels of the table \(1 to 4\), found 5; .*drop_labels",
+    ),
+    "table with labels beyond the atlas": (lambda f: atlas_with(f, FIVE + "6\tf\n"), "found none for 6"),
+    "atlas of probabilities": (probabilities_as_atlas, "is it a probability map"),
+    "atlas that is not there": (lambda f: atlas_with(f, image="gone.nii.gz"), "gone.nii.gz: .* found no file"),
+    "networks in another space": (networks_of_another_space, "spaces are not converted silently"),
+}
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_what_concerns_everybody_is_one_message_and_exit_code_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    command, message = COMMANDS[kind]
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda _: command(tmp_path))
+    assert ended.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("error: ")
+    assert pd.Series([told]).str.contains(message, regex=True).all(), told
+
+
+# --- disk full ---
+
+
+def test_a_full_disk_is_one_message_and_leaves_no_half_file(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the same error reaches the program."""
+    rows = [synthetic.index_row("sub-01", bold_path="gone")] * 2000
+    table = synthetic.write_index(
+        tmp_path / "index.parquet", [row | {"recording_id": str(i)} for i, row in enumerate(rows)]
+    )
+    output = tmp_path / "joined.parquet"
+    command = [sys.executable, "-m", "semantoks.index", "--settings", '{"name": "boxes"}', "--join", str(table)]
+    output.write_bytes(b"what was there before")
+    ended = subprocess.run(
+        [*command, "--output", str(output)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "workflow"), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith(f"error: {output}: expected to write it, found ")
+    assert "free some space" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert output.read_bytes() == b"what was there before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.parquet", "joined.parquet"]
+
+
+def test_the_tables_hold_at_least_thirty_kinds() -> None:
+    assert len({*RECORDINGS, *INDEXED, *COMMANDS}) + 1 >= 30
