@@ -267,7 +267,7 @@ def test_the_recording_beside_unusable_ones_is_usable(indexed: pd.DataFrame) -> 
     assert len(indexed) == len(INDEXED) + 1
 
 
-# --- what concerns everybody: one message, exit code 2 ------------------------------------------------------------------
+# --- what concerns everybody: one message, exit code 2 --------------------------------------------------------------
 
 
 def listed(folder: Path, **settings: Any) -> None:
