@@ -105,7 +105,6 @@ CHANGES = {
         lambda config: config["pretrain"]["encoders"]["tiny"]["optimiser"].update(epochs=5),
         {"pretrain", "figures_of_encoder", "embed", "probe"} | AFTER_PROBES,
     ),
-    "the share that may be excluded": (lambda config: config.update(maximum_excluded_share=0.4), {"qc_accept"}),
     "the sampling interval": (
         lambda config: config.update(shards={"tr": 2.5}),
         {"shards", "splits", "pretrain", "figures_of_encoder", "embed", "probe"} | AFTER_PROBES,
