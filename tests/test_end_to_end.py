@@ -85,6 +85,14 @@ def test_the_report_says_that_the_cohort_is_simulated(folder):
     assert "simulated" in (folder / "results/report.html").read_text().lower()
 
 
+def test_snakemakes_own_report_builds_with_captions(folder):
+    result = snakemake(folder, "--report", "snakemake-report.html")
+    assert result.returncode == 0, result.stdout + result.stderr
+    page = (folder / "snakemake-report.html").read_text()
+    assert "Teacher-guided Temporal Regularizer" in page
+    assert "demo_probes_random.png" in page
+
+
 def test_a_second_run_does_nothing(folder):
     result = snakemake(folder)
     assert "Nothing to be done" in result.stdout + result.stderr
