@@ -23,17 +23,22 @@ CURVES = {"loss": "loss", "coding_rate": "coding rate", "gradient_norm": "gradie
 WINDOW = 10
 
 
-def train(shards: Sequence[Path], preset: str, epochs: int, batch: int, precision: str, device: str) -> pd.DataFrame:
+def train(arguments: argparse.Namespace, precision: str) -> pd.DataFrame:
     """Metrics of every step of one training."""
     settings = resolve_settings(
         {
-            "preset": preset,
-            "optimiser": {"epochs": epochs, "batch": batch},
-            "run": {"precision": precision, "device": device, "log_every": 1},
+            "preset": arguments.preset,
+            "optimiser": {"epochs": arguments.epochs, "batch": arguments.batch},
+            "run": {
+                "precision": precision,
+                "device": arguments.device,
+                "threads": arguments.threads,
+                "log_every": 1,
+            },
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        pretrain(shards, settings, 0, Path(folder) / precision)
+        pretrain(arguments.shards, settings, 0, Path(folder) / precision)
         return read_metrics(Path(folder) / precision / "metrics.jsonl")
 
 
@@ -44,14 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to torch")
     parser.add_argument("--figure", type=Path, default=Path("precision.png"))
     arguments = parser.parse_args(argv)
-    curves = {
-        precision: train(
-            arguments.shards, arguments.preset, arguments.epochs, arguments.batch, precision, arguments.device
-        )
-        for precision in ("float32", "bf16")
-    }
+    curves = {precision: train(arguments, precision) for precision in ("float32", "bf16")}
     figure, axes = new_figure(11, 3.4, 1, len(CURVES), simulated=False)
     for axis, (key, label) in zip(axes.flat, CURVES.items(), strict=True):
         smooth = {name: table[key].rolling(WINDOW, center=True, min_periods=1).mean() for name, table in curves.items()}

@@ -128,7 +128,7 @@ class Training:
         self.sampler = Sampler(corpus.table, settings.optimiser.batch, 0, settings.masks.probability)
         self.objective: SelfDistillation = make_objective(settings, corpus, 0).to(device)
         compile_encoders(self.objective, settings, device)
-        self.optimiser = make_optimiser(self.objective.student.parameters())
+        self.optimiser = make_optimiser(self.objective.student.named_parameters())
         self.views = Batches(corpus, self.sampler, settings, device)(0, 10**9)
 
     def step(self, masked: bool) -> None:

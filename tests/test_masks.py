@@ -50,7 +50,10 @@ def expected_network_counts(n):
 
 @pytest.mark.parametrize(
     ("n_networks", "kind"),
-    [(9, "slice"), (9, "network"), *[pytest.param(n, "slice", marks=pytest.mark.slow) for n in (58, 457)]],
+    [
+        *[(9, "slice"), (9, "network")],
+        *[pytest.param(n, kind, marks=pytest.mark.slow) for n in (58, 457) for kind in ("slice", "network")],
+    ],
 )
 def test_network_slices(n_networks, kind):
     """Half of the crops (all with `network`): k of N networks, k uniform, each network equally often."""
@@ -127,7 +130,15 @@ def test_random_tokens(n_networks):
 def test_the_reference_masks_less_than_it_says():
     """Nominal mean .75, really about .63 for nine networks and five patches; exact_ratio repairs it."""
     assert draw(9).float().mean() == pytest.approx(0.63, abs=0.005)
-    assert draw(9, exact_ratio=True).float().mean() == pytest.approx(0.75, abs=0.015)
+    assert draw(9, exact_ratio=True).float().mean() == pytest.approx(0.75, abs=0.005)
+
+
+@pytest.mark.parametrize("n_networks", [9, 19, 20])
+@pytest.mark.parametrize("kind", ["slice", "network", "temporal"])
+def test_exact_shares_are_those_asked_for(n_networks, kind):
+    """Rounded to the nearest count the mean over U(.65, .85) is .75, where counts allow it as 20 patches do."""
+    masked = draw(n_networks, n_patches=20, kind=kind, exact_ratio=True).float().mean()
+    assert masked == pytest.approx(0.75, abs=0.005)
 
 
 def test_canonical_networks_are_masked_whole():

@@ -62,13 +62,13 @@ def test_values_that_are_not_finite_stop_and_are_null_in_the_log(tmp_path, bad):
 
 
 def test_collapse_needs_patience_in_a_row(tmp_path):
-    settings = RunSettings(min_coding_rate=0.5, patience=3)
-    with Monitor(tmp_path / "a.jsonl", settings, 0, 10, 4) as monitor:
+    settings = RunSettings(collapse_factor=1.6, patience=3)
+    with Monitor(tmp_path / "a.jsonl", settings, 0, 10, 4, collapsed=0.3) as monitor:
         for step, rate in enumerate([0.1, 0.1, 0.9, 0.1, 0.1]):
             monitor.log(metrics(step, coding_rate=rate))
         with pytest.raises(UserError, match="for 3 logged steps"):
             monitor.log(metrics(5, coding_rate=0.1))
-    with Monitor(tmp_path / "b.jsonl", settings, 0, 10, 4, n_low=2) as resumed, pytest.raises(UserError):
+    with Monitor(tmp_path / "b.jsonl", settings, 0, 10, 4, 0.3, n_low=2) as resumed, pytest.raises(UserError):
         resumed.log(metrics(0, coding_rate=0.1))
-    with Monitor(tmp_path / "c.jsonl", RunSettings(min_coding_rate=0.0, patience=1), 0, 10, 4) as never:
+    with Monitor(tmp_path / "c.jsonl", RunSettings(collapse_factor=0.0, patience=1), 0, 10, 4, 0.3) as never:
         never.log(metrics(0, coding_rate=0.0))

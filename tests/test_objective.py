@@ -6,8 +6,9 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from semantoks.objectives.losses import coding_rate_loss, token_loss
+from semantoks.objectives.losses import coding_rate_loss, collapsed_coding_rate, token_loss
 from semantoks.objectives.views import Views
+from semantoks.training.settings import PretrainSettings
 from small_models import SMALL, small_objective, small_views
 from torch.nn import functional as F
 
@@ -182,6 +183,29 @@ def test_covariance_is_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         under = coding_rate_loss(features, features)
     assert torch.equal(exact.loss, under.loss)
+
+
+def test_projections_have_unit_norm_under_autocast():
+    """Rounded to bfloat16 after normalising, norms would be off by half a percent."""
+    objective, views = small_objective(), small_views(16)
+    with torch.autocast("cpu", torch.bfloat16):
+        projections = objective.project_student(views, ttr=True)
+    for values in projections[:3]:
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values.norm(dim=-1), torch.ones(values.shape[:-1]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("n_rows", "size"), [(512, 128), (64, 64), (64, 128), (8, 8)])
+def test_coding_rate_of_identical_features_is_known(n_rows, size):
+    """What the stop at collapse compares with, for every preset; random features are far above it."""
+    same = unit(1, 1, size).expand(2, n_rows, size)
+    collapsed = collapsed_coding_rate(n_rows, size)
+    assert float(coding_rate_loss(same, same).coding_rate) == pytest.approx(collapsed, rel=1e-4)
+    apart = unit(2, n_rows, size)
+    factor = PretrainSettings().run.collapse_factor
+    assert float(coding_rate_loss(apart, apart).coding_rate) > factor * collapsed
+    if (n_rows, size) == (512, 128):
+        assert collapsed == pytest.approx(0.038, abs=5e-4)
 
 
 def test_failed_factorisation_gives_nan():

@@ -16,7 +16,11 @@ import torch
 from fake_shards import write_shard
 from semantoks import pretrain
 from semantoks.errors import UserError
+from semantoks.files import sha256
 from semantoks.training import checkpoint as checkpoint_module
+from semantoks.training.checkpoint import Checkpoints, training_fingerprint
+from semantoks.training.corpus import load_corpus
+from semantoks.training.settings import resolve_settings
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "workflow"
 TINY = {"preset": "tiny", "views": {"crop": 60}, "optimiser": {"epochs": 4, "batch": 6}}
@@ -215,6 +219,42 @@ def test_a_real_process_stopped_and_started_again(shards, uninterrupted, tmp_pat
     assert files(tmp_path / "out")["weights.safetensors"] == files(tmp_path / "whole")["weights.safetensors"]
 
 
+def test_other_data_under_the_same_names_start_over(tmp_path):
+    """Denoised anew, a recording has its old name: the checkpoint of the old data is not taken up."""
+    settings = resolve_settings(TINY)
+    prints = []
+    for seed in (0, 1):
+        shard = write_shard(tmp_path / f"{seed}.parquet", 6, seed=seed)
+        corpus = load_corpus([shard])
+        prints.append(training_fingerprint(settings, corpus, 1, torch.float32, [sha256(shard)]))
+    assert prints[0] != prints[1]
+    assert training_fingerprint(settings, corpus, 1, torch.bfloat16, [sha256(shard)]) not in prints
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    left, other = tmp_path / ".checkpoint-abc.pt.x7.pt", tmp_path / ".checkpoint-def.pt.x7.pt"
+    for path in (left, other):
+        path.write_text("half")
+    Checkpoints(tmp_path, "abc", 10)
+    assert not left.exists()
+    assert other.exists()
+
+
+def test_config_says_what_auto_came_to(shards, tmp_path):
+    pretrain.main(arguments(shards, tmp_path / "out", TINY | {"optimiser": {"epochs": 2, "batch": 512}}))
+    resolved = json.loads((tmp_path / "out/config.json").read_text())["resolved"]
+    assert resolved["precision"] in ("float32", "bfloat16")
+    assert resolved["batch"] == resolved["participants"] < 512
+    assert resolved["steps"] == 2
+    assert resolved["processes"] == 1
+
+
+def test_canonical_masks_need_names_that_belong_together(tmp_path):
+    shard = write_shard(tmp_path / "a.parquet", 6)
+    with pytest.raises(UserError, match=r"masks\.canonical: expected networks whose names share"):
+        pretrain.main(arguments([shard], tmp_path / "out", TINY | {"masks": {"canonical": True}}))
+
+
 def test_a_small_corpus_is_used_whole_and_said_so(tmp_path, capsys):
     shard = write_shard(tmp_path / "a.parquet", 3)
     pretrain.main(arguments([shard], tmp_path / "out", TINY | {"optimiser": {"epochs": 2, "batch": 512}}))
@@ -235,7 +275,7 @@ def test_exploding_training_stops_with_advice(shards, tmp_path):
 
 
 def test_collapse_stops_with_advice(shards, tmp_path):
-    settings = TINY | {"run": {"min_coding_rate": 100.0, "patience": 3}}
+    settings = TINY | {"run": {"collapse_factor": 100.0, "patience": 3}}
     with pytest.raises(UserError, match=r"step 2: expected a coding rate.*larger optimiser\.batch"):
         pretrain.main(arguments(shards, tmp_path / "out", settings))
 

@@ -52,7 +52,7 @@ def test_separate_accumulation_is_the_mean_of_its_parts():
 def test_steps_without_masking_leave_the_mask_embedding_alone():
     """No decay, no moment update; its next step is a first step."""
     objective = small_objective()
-    optimiser = make_optimiser(objective.student.parameters())
+    optimiser = make_optimiser(objective.student.named_parameters())
     embedding = objective.student.encoder.mask_embedding
     before = embedding.detach().clone()
     forward_backward(objective, small_views(masked=False), 0.0, OptimiserSettings(), torch.float32)
@@ -68,7 +68,7 @@ def test_optimiser_step_is_adamw_with_clipping():
     """One step written out: clip to norm 1, decay, then the bias-corrected update of size lr."""
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     weight.grad = torch.tensor([3.0, 4.0])
-    norm = optimiser_step(make_optimiser([weight]), learning_rate=0.1, weight_decay=0.5, max_norm=1.0)
+    norm = optimiser_step(make_optimiser([("weight", weight)]), learning_rate=0.1, weight_decay=0.5, max_norm=1.0)
     assert float(norm) == 5.0
     clipped = torch.tensor([0.6, 0.8])
     expected = torch.tensor([1.0, -2.0]) * (1 - 0.1 * 0.5) - 0.1 * clipped / (clipped + 1e-8)
@@ -76,9 +76,24 @@ def test_optimiser_step_is_adamw_with_clipping():
     assert weight.grad is None
 
 
-def test_decay_of_vectors_is_an_option():
-    weights = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))]
-    for weight in weights:
-        weight.grad = torch.zeros_like(weight)
-    optimiser_step(make_optimiser(weights, decay_all=False), 0.1, 0.5, 1.0)
-    assert [float(weight.detach().max()) for weight in weights] == pytest.approx([0.95, 1.0])
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_decay_of_biases_norms_and_scales_is_an_option(decay_all):
+    """Without gradients a step multiplies by 1 − lr·decay what is decayed, in the encoder as it is."""
+    branch = small_objective().student
+    before = {name: value.detach().clone() for name, value in branch.named_parameters()}
+    for value in branch.parameters():
+        value.grad = torch.zeros_like(value)
+    optimiser_step(make_optimiser(branch.named_parameters(), decay_all), 0.1, 0.5, 1.0)
+    decayed = set()
+    for name, value in branch.named_parameters():
+        if torch.equal(value, before[name] * (1 - 0.1 * 0.5)) and before[name].any():
+            decayed.add(name)
+        else:
+            assert torch.equal(value, before[name]), name
+    matrices = {"encoder.tokenizer.dense_weight", "encoder.tokenizer.long_kernels", "encoder.tokenizer.long_weight"}
+    matrices |= {f"head.{layer}.weight" for layer in ("hidden", "output")}
+    blocks = ("attention.qkv", "attention.projection", "mlp_in", "mlp_out")
+    matrices |= {f"encoder.blocks.{n}.{part}.weight" for n in range(len(branch.encoder.blocks)) for part in blocks}
+    vectors = {"encoder.tokenizer.dense_bias", "encoder.tokenizer.norm_weight", "encoder.norm.weight"}
+    assert matrices <= decayed
+    assert decayed == matrices or (decay_all and vectors <= decayed)

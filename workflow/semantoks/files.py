@@ -53,6 +53,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        # a machine that fails right after the renaming must not leave an empty file under the final name
+        with temporary.open("rb") as file:
+            os.fsync(file)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -228,7 +228,7 @@ def _compare_steps(reference: Reference, steps: Mapping[str, Any], comparison: C
     """Optimiser steps from the stored weights on the stored views, in float64 like the reference."""
     exact = Reference(reference.state, reference.arrays, reference.config, reference.expected, torch.float64)
     objective = exact.objective()
-    optimiser = make_optimiser(objective.student.parameters())
+    optimiser = make_optimiser(objective.student.named_parameters())
     n_steps = len(steps["total_loss"])
     schedules = Schedules(n_steps, 0, 0.0, momentum=reference.config["base_teacher_momentum"])
     for step in range(n_steps):

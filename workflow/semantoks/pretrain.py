@@ -15,7 +15,8 @@ from semantoks.errors import run_command
 from semantoks.files import provenance, write_text
 from semantoks.model.encoder import Encoder
 from semantoks.model.encoder_folder import save_weights
-from semantoks.objectives.parallel import process_rank, processes
+from semantoks.objectives.losses import collapsed_coding_rate
+from semantoks.objectives.parallel import process_rank, processes, world_size
 from semantoks.objectives.schedules import Schedules
 from semantoks.objectives.self_distillation import SelfDistillation
 from semantoks.training.batches import Batches
@@ -58,17 +59,22 @@ def train(
     note_small_corpus(sampler, settings)
     schedules = make_schedules(settings, sampler)
     objective = make_objective(settings, corpus, seed).to(device)
-    optimiser = make_optimiser(objective.student.parameters(), settings.optimiser.decay_all)
+    optimiser = make_optimiser(objective.student.named_parameters(), settings.optimiser.decay_all)
     batches = Batches(corpus, sampler, settings, device)
     precision = choose_precision(settings.run.precision, device)
     compile_encoders(objective, settings, device)
     log_every = settings.run.log_every or (1 if device.type == "cpu" else 10)
+    collapsed = collapsed_coding_rate(
+        rows_of_covariance(settings, sampler), settings.model.projection_width, settings.objective.epsilon
+    )
     resumed = checkpoints.restore(objective, optimiser)
     first_step, n_steps = resumed.pop("next_step"), schedules.n_steps
     events = metrics.parent / "tensorboard" if settings.run.tensorboard else None
 
     with (
-        Monitor(metrics, settings.run, first_step, n_steps, sampler.batch, events=events, **resumed) as monitor,
+        Monitor(
+            metrics, settings.run, first_step, n_steps, sampler.batch, collapsed, events=events, **resumed
+        ) as monitor,
         StopSignals() as signals,
     ):
         for step, views in enumerate(batches(first_step, n_steps), first_step):
@@ -79,7 +85,8 @@ def train(
             )
             objective.after_step(schedules.momentum_at(step))
             monitor.advance()
-            if step % log_every == 0 or step == n_steps - 1:
+            logged = step % log_every == 0 or step == n_steps - 1
+            if logged:
                 monitor.log(
                     {
                         "step": step,
@@ -91,10 +98,11 @@ def train(
                         "masked": views.mask is not None,
                     }
                 )
-            if checkpoints.due or signals.save:
+            # several processes agree, which waits for the device, only where logging waits anyway
+            save, stop = signals.told(device) if logged or world_size() == 1 else (False, False)
+            if checkpoints.due or save:
                 checkpoints.save(step + 1, objective, optimiser, n_low=monitor.n_low)
-                signals.save = False
-            if signals.stop:
+            if stop:
                 raise Preempted(f"stopped after step {step} of {n_steps}; start again to go on from there")
     return objective
 
@@ -104,6 +112,12 @@ def make_objective(settings: PretrainSettings, corpus: Corpus, seed: int) -> Sel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SelfDistillation(Encoder(settings.model, corpus.networks), settings.objective)
+
+
+def rows_of_covariance(settings: PretrainSettings, sampler: Sampler) -> int:
+    """m of the coding rate: scans that share one covariance."""
+    parts = settings.optimiser.micro_batches if settings.optimiser.accumulation == "separate" else 1
+    return max(1, sampler.batch // parts)
 
 
 def make_schedules(settings: PretrainSettings, sampler: Sampler) -> Schedules:
@@ -139,6 +153,21 @@ def compile_encoders(objective: SelfDistillation, settings: PretrainSettings, de
             branch.encoder.compile()
 
 
+def resolved_run(settings: PretrainSettings, corpus: Corpus, seed: int) -> dict[str, Any]:
+    """What ``auto`` and the size of the corpus came to."""
+    device = choose_device(settings.run.device)
+    sampler = Sampler(corpus.table, settings.optimiser.batch, seed, settings.masks.probability)
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processes": world_size(),
+        "precision": str(choose_precision(settings.run.precision, device)).removeprefix("torch."),
+        "scans": len(corpus),
+        "participants": sampler.n_participants,
+        "batch": sampler.batch,
+        "steps": settings.optimiser.epochs * sampler.steps_per_epoch,
+    }
+
+
 def make_config(settings: PretrainSettings, corpus: Corpus, seed: int, kind: str) -> dict[str, Any]:
     """What ``config.json`` says about an encoder: sizes, network table, data and settings that made it."""
     participants = corpus.table[["cohort", "participant_id"]].drop_duplicates()
@@ -155,6 +184,7 @@ def make_config(settings: PretrainSettings, corpus: Corpus, seed: int, kind: str
         "atlas": corpus.source.get("atlas"),
         "shard_settings": corpus.source.get("settings"),
         "settings": settings.as_dict(),
+        "resolved": resolved_run(settings, corpus, seed),
         "pretrain_recordings": [list(key) for key in seen],
     }
 
@@ -181,11 +211,14 @@ def pretrain(
     corpus = load_corpus(shards, settings.min_network_valid, model.tokenizer, min_frames=2 * model.patch)
     kind = "random" if random_initialisation else "pretrained"
     config = make_config(settings, corpus, seed, kind) | {"made_by": provenance("pretrain", {}, shards)}
+    if process_rank() == 0:
+        print(json.dumps(config["resolved"], indent=2), file=sys.stderr)
     if random_initialisation:
         save_weights(output, make_objective(settings, corpus, seed).state_dict(), config)
         write_text(output / "metrics.jsonl", "")
         return
-    fingerprint = training_fingerprint(settings, corpus, seed)
+    precision = choose_precision(settings.run.precision, device)
+    fingerprint = training_fingerprint(settings, corpus, seed, precision, config["made_by"]["inputs"].values())
     checkpoints = Checkpoints(checkpoint_folder, fingerprint, settings.run.checkpoint_minutes)
     metrics = (checkpoint_folder or output) / f"metrics-{fingerprint}.jsonl"
     corpus_device = device if fits_on(device, corpus.frames, settings.run.corpus) else torch.device("cpu")

@@ -44,6 +44,9 @@ class ModelSettings:
     projection_width: int = 128
 
     def __post_init__(self) -> None:
+        for name in ("width", "depth", "head_width", "mlp_width", "patch", "projection_hidden", "projection_width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}: expected at least 1, found {getattr(self, name)}")
         if self.width % self.head_width or self.width % 2:
             raise UserError(
                 f"model.width: expected an even multiple of model.head_width ({self.head_width}), found {self.width}"
@@ -197,5 +200,6 @@ class ProjectionHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Unit-norm projections [..., p]."""
-        return F.normalize(self.output(F.gelu(self.hidden(tokens))), dim=-1)
+        """Unit-norm projections [..., p], normalised in at least float32 also under autocast."""
+        projected = self.output(F.gelu(self.hidden(tokens)))
+        return F.normalize(projected if projected.dtype == torch.float64 else projected.float(), dim=-1)

@@ -37,6 +37,8 @@ class MaskSettings:
     canonical: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise UserError(f"masks.probability: expected a value from 0 to 1, found {self.probability}")
         if not 0 < self.low <= self.high < 1:
             raise UserError(f"masks.low, masks.high: expected 0 < low ≤ high < 1, found {self.low} and {self.high}")
 
@@ -78,24 +80,27 @@ def _networks(
 ) -> tuple[Tensor, Tensor]:
     """Random networks [B, N], and whether the reference's range of counts [B] holds one.
 
-    k of N networks, k uniform on ⌊low·N⌋ … ⌊high·N⌋−1 (exact: of the rounded bounds), N counting present ones.
+    k of N networks, k uniform on ⌊low·N⌋ … ⌊high·N⌋−1 (exact: rN rounded, r uniform between the bounds), N counting
+    present ones.
     """
     if canonical is None:
         group_present = present
     else:
         group_present = torch.zeros_like(present, dtype=torch.float32).index_add(1, canonical, present.float()) > 0
     n_present = group_present.sum(dim=1)
-    if settings.exact_ratio:
-        low, high = (settings.low * n_present).round().long(), (settings.high * n_present).round().long()
-    else:
-        low, high = _floor(settings.low, n_present), _floor(settings.high, n_present) - 1
-    low, high = low.clamp(min=1), torch.minimum(high, n_present - 1)
     draw = _uniform(present.shape[:1], generator)
-    count = low + (draw * (high - low + 1).clamp(min=1)).long()
+    if settings.exact_ratio:
+        count = ((settings.low + (settings.high - settings.low) * draw) * n_present).round().long().clamp(min=1)
+        possible = n_present > 1
+    else:
+        low, high = _floor(settings.low, n_present).clamp(min=1), _floor(settings.high, n_present) - 1
+        high = torch.minimum(high, n_present - 1)
+        count = low + (draw * (high - low + 1).clamp(min=1)).long()
+        possible = high >= low
     count = torch.minimum(count, (n_present - 1).clamp(min=0))
     draws = _uniform(group_present.shape, generator).masked_fill(~group_present, 2.0)
     chosen = smallest(draws, count)
-    return chosen if canonical is None else chosen[:, canonical], high >= low
+    return chosen if canonical is None else chosen[:, canonical], possible
 
 
 def _patches(present: Tensor, settings: MaskSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,15 @@ def processes(device: torch.device) -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Each flag, true where it is true in any process; waits for all of them."""
+    if world_size() == 1:
+        return list(flags)
+    noted = torch.tensor(flags, dtype=torch.int32, device=device)
+    distributed.all_reduce(noted, op=distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in noted.tolist()]
 
 
 class _Sum(torch.autograd.Function):

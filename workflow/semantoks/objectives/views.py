@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from semantoks.errors import UserError
 from semantoks.objectives.masks import smallest
 
 
@@ -29,6 +30,13 @@ class ViewSettings:
     zeroed_samples: float = 0.3
     scale: float = 0.2
     noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("zeroed_rois", "zeroed_samples", "scale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"views.{name}: expected a value from 0 to 1, found {getattr(self, name)}")
+        if self.noise < 0:
+            raise UserError(f"views.noise: expected at least 0, found {self.noise}")
 
 
 class Views(NamedTuple):

@@ -28,7 +28,8 @@ class Batches:
     def __init__(self, corpus: Corpus, sampler: Sampler, settings: PretrainSettings, device: torch.device) -> None:
         if sampler.batch % world_size():
             raise UserError(
-                f"optimiser.batch: expected a multiple of the {world_size()} processes, found {sampler.batch}"
+                f"optimiser.batch: expected a multiple of the {world_size()} processes, found {sampler.batch} "
+                f"(of {sampler.n_participants} participants)"
             )
         self._corpus, self._sampler, self._settings, self._device = corpus, sampler, settings, device
         share = sampler.batch // world_size()
@@ -94,4 +95,10 @@ def canonical_networks(corpus: Corpus, settings: PretrainSettings) -> Tensor | N
     if settings.model.tokenizer == "linear":
         return torch.tensor(networks.of_roi)
     names = [name.split("_")[0] for name in networks.names]
+    if len(set(names)) == len(names):
+        raise UserError(
+            f"masks.canonical: expected networks whose names share what precedes the first underscore (Default_1, "
+            f"Default_2), found {', '.join(networks.names[:4])}, …, each its own; rename them in the network table "
+            "(networks.method: table) or set it to false"
+        )
     return torch.tensor([names.index(name) for name in names])

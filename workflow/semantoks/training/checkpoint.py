@@ -6,6 +6,7 @@ import hashlib
 import json
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,15 +16,17 @@ from torch import nn
 
 from semantoks.errors import UserError
 from semantoks.files import replacing
-from semantoks.objectives.parallel import process_rank
+from semantoks.objectives.parallel import any_process, process_rank
 from semantoks.training.corpus import Corpus
 from semantoks.training.settings import PretrainSettings
 
 
-def training_fingerprint(settings: PretrainSettings, corpus: Corpus, seed: int) -> str:
-    """12 hexadecimal digits that change with whatever changes the numbers of a training."""
+def training_fingerprint(
+    settings: PretrainSettings, corpus: Corpus, seed: int, precision: torch.dtype, shards: Iterable[str]
+) -> str:
+    """12 hexadecimal digits that change with whatever changes the numbers of a training; ``shards``: their SHA-256."""
     what = settings.as_dict()
-    what["run"] = {"precision": settings.run.precision}
+    what["run"] = {"precision": str(precision), "shards": sorted(shards)}
     scans = corpus.table.assign(n_frames=corpus.lengths.cpu().numpy()).sort_values(["cohort", "recording_id"])
     what |= {"seed": seed, "roi_names": corpus.roi_names, "networks": corpus.networks.labels, "source": corpus.source}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
@@ -44,6 +47,9 @@ class Checkpoints:
     def __init__(self, folder: Path | None, fingerprint: str, minutes: float) -> None:
         self._path = None if folder is None else folder / f"checkpoint-{fingerprint}.pt"
         self._seconds, self._saved_at = 60 * minutes, time.monotonic()
+        if self._path is not None and process_rank() == 0:
+            for half_written in self._path.parent.glob(f".{self._path.name}.*"):
+                half_written.unlink()
 
     @property
     def due(self) -> bool:
@@ -78,7 +84,10 @@ class Checkpoints:
 
 
 class StopSignals:
-    """Notes SIGTERM (save, then stop) and SIGUSR1 (save, go on), as a scheduler sends them before it preempts."""
+    """Notes SIGTERM (save, then stop) and SIGUSR1 (save, go on), as a scheduler sends them before it preempts.
+
+    Processes of one training may get them steps apart, or only one of them: what they do together is agreed upon.
+    """
 
     def __init__(self) -> None:
         self.save = self.stop = False
@@ -92,6 +101,14 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.save = True
         self.stop = self.stop or number == signal.SIGTERM
+
+    def told(self, device: torch.device) -> tuple[bool, bool]:
+        """Whether any process was told to save since the last call, and to stop; waits for all processes."""
+        mine = self.save, self.stop
+        if self.save:
+            self.save = False
+        save, stop = any_process(mine, device)
+        return save, stop
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -69,6 +69,7 @@ class Monitor:
     ----------
     path : JSON lines, one per logged step; lines of the steps that a resumed training repeats are dropped.
     first_step, n_steps, batch : where the training starts and ends, and scans per step.
+    collapsed : coding rate of identical features.
     n_low : logged steps in a row with a coding rate at collapse so far.
     events : folder for TensorBoard, or None.
     """
@@ -80,10 +81,12 @@ class Monitor:
         first_step: int,
         n_steps: int,
         batch: int,
+        collapsed: float = 0.0,
         n_low: int = 0,
         events: Path | None = None,
     ) -> None:
         self.n_low, self._settings, self._batch = n_low, settings, batch
+        self._least = settings.collapse_factor * collapsed
         self._leads = process_rank() == 0
         if not self._leads:
             return
@@ -132,14 +135,13 @@ class Monitor:
                 f"{metrics['loss']}, gradient norm {metrics['gradient_norm']}; check the shards for NaN, then try a "
                 "lower optimiser.learning_rate, more optimiser.warmup_epochs, or run.precision: float32"
             )
-        threshold = self._settings.min_coding_rate
-        self.n_low = self.n_low + 1 if metrics["coding_rate"] < threshold else 0
+        self.n_low = self.n_low + 1 if metrics["coding_rate"] < self._least else 0
         if self.n_low >= self._settings.patience:
             raise UserError(
-                f"pretraining: step {metrics['step']}: expected a coding rate of at least {threshold}, "
+                f"pretraining: step {metrics['step']}: expected a coding rate of at least {self._least:.3f}, "
                 f"found {metrics['coding_rate']:.4f}, for {self.n_low} logged steps: all scans have the same features "
                 "(collapse); try a larger optimiser.batch, a lower optimiser.learning_rate, a higher "
-                "optimiser.momentum or objective.ttr_weight; run.min_coding_rate: 0 lets it go on"
+                "optimiser.momentum or objective.ttr_weight; run.collapse_factor: 0 lets it go on"
             )
 
     def __enter__(self) -> Monitor:

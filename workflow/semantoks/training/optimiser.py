@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -9,12 +10,16 @@ from torch import Tensor, nn
 
 from semantoks.objectives.parallel import sum_gradients
 
+SPARED = re.compile(r"bias$|norm|scale$|skip$|cls_token$|embedding$")
+"""Names of what weight decay may spare: biases, norms, scales, the filters' skip, single tokens. Not their number of
+dimensions, because the tokenizer holds the vectors of all networks side by side."""
 
-def make_optimiser(parameters: Iterable[nn.Parameter], decay_all: bool = True) -> torch.optim.AdamW:
-    """AdamW(.9, .999, 1e-8); weight decay on every parameter, or only on those with two or more dimensions."""
-    parameters = list(parameters)
-    decayed = [parameter for parameter in parameters if decay_all or parameter.ndim > 1]
-    spared = [parameter for parameter in parameters if not decay_all and parameter.ndim <= 1]
+
+def make_optimiser(parameters: Iterable[tuple[str, nn.Parameter]], decay_all: bool = True) -> torch.optim.AdamW:
+    """AdamW(.9, .999, 1e-8); weight decay on every named parameter, or only on those not ``SPARED``."""
+    named = list(parameters)
+    decayed = [parameter for name, parameter in named if decay_all or not SPARED.search(name)]
+    spared = [parameter for name, parameter in named if not decay_all and SPARED.search(name)]
     groups = [{"params": decayed, "decayed": True}, {"params": spared, "decayed": False}]
     return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.999), eps=1e-8, fused=True)
 

@@ -50,6 +50,12 @@ class OptimiserSettings:
         for name in ("epochs", "batch", "micro_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"optimiser.{name}: expected at least 1, found {getattr(self, name)}")
+        for name in ("momentum", "final_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"optimiser.{name}: expected a value from 0 to 1, found {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"optimiser.{name}: expected more than 0, found {getattr(self, name)}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise UserError(
                 f"optimiser.warmup_epochs: expected less than optimiser.epochs ({self.epochs}), "
@@ -59,7 +65,7 @@ class OptimiserSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The machine, logging and stopping; nothing here changes what is computed, except ``precision``.
+    """The machine, logging and stopping; besides ``precision`` nothing here changes what is computed, up to rounding.
 
     Attributes
     ----------
@@ -71,9 +77,9 @@ class RunSettings:
     threads : CPU threads; 0 leaves the choice to torch.
     log_every : steps between lines of metrics; 0 is every step on a CPU and every tenth on a GPU.
     checkpoint_minutes : between checkpoints, besides one after each stop signal.
-    min_coding_rate : stop when γR stays below this for ``patience`` logged steps (0.038 is collapse, 1.83 random
-        unit features, at the reference batch); 0 never stops.
-    patience : see ``min_coding_rate``.
+    collapse_factor : stop when γR stays below this many times the γR of identical features for ``patience``
+        logged steps (random unit features reach 48 times, at the reference batch); 0 never stops.
+    patience : see ``collapse_factor``.
     tensorboard : write TensorBoard events beside the checkpoints.
     """
 
@@ -84,7 +90,7 @@ class RunSettings:
     threads: int = 0
     log_every: int = 0
     checkpoint_minutes: float = 10.0
-    min_coding_rate: float = 0.06
+    collapse_factor: float = 1.6
     patience: int = 50
     tensorboard: bool = False
 
@@ -104,6 +110,13 @@ class PretrainSettings:
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        if self.views.crop < self.model.patch:
+            raise UserError(
+                f"views.crop: expected at least one patch (model.patch: {self.model.patch} samples), "
+                f"found {self.views.crop}"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """All settings, resolved, JSON-able."""
