@@ -132,7 +132,7 @@ class Training:
         self.views = Batches(corpus, self.sampler, settings, device)(0, 10**9)
 
     def step(self, masked: bool) -> None:
-        """One whole step; views are drawn until their coin falls as wanted, outside the clock's interest."""
+        """One whole step, views and masks included; masks are always drawn, and left out of an unmasked step."""
         views = next(self.views)
         if not masked:
             views = views._replace(mask=None)
@@ -201,7 +201,9 @@ def measure(
     seconds = timed(lambda: training.step(next(masked)), device, 2 * arguments.repetitions, warm_up=2)
     pairs = [(a + b) / 2 for a, b in zip(seconds[::2], seconds[1::2], strict=True)]
     training_rate = training.sampler.batch / statistics.median(pairs)
-    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else _resident_gib()
+    memory = _resident_gib()
+    if device.type == "cuda":
+        memory = (torch.cuda.max_memory_allocated(device) - corpus.frames.nbytes) / 2**30
     parts = training.parts(max(3, arguments.repetitions // 3))
 
     embed_settings = EmbedSettings(
@@ -241,15 +243,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["small", "semantoks-base"], choices=sorted(PRESETS))
     parser.add_argument("--precisions", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, help="scans per step; 64 on a CPU and 512 on a GPU unless given")
     parser.add_argument("--repetitions", type=int, default=10, help="pairs of a masked and an unmasked step")
-    parser.add_argument("--scans", type=int, default=200, help="of the corpus; at least the batch")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"])
     arguments = parser.parse_args(argv)
     device = choose_device(arguments.device)
+    arguments.batch = arguments.batch or (512 if device.type == "cuda" else 64)
     with tempfile.TemporaryDirectory() as folder:
-        shards = write_shards(Path(folder), max(arguments.scans, arguments.batch))
+        shards = write_shards(Path(folder), 2 * arguments.batch)
         start = time.perf_counter()
         corpus = load_corpus(shards)
         seconds = time.perf_counter() - start
@@ -263,9 +265,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{precision_name}: matrix product {peak / 1e12:.3f} TFLOP/s")
         for preset in arguments.presets:
             row, parts = measure(preset, precision, peak, corpus, arguments, device)
+            whose = "beside the corpus" if device.type == "cuda" else "of the process so far"
             print(
                 f"  {row.preset}: {row.parameters:,} encoder parameters, batch {row.batch}, peak memory "
-                f"{row.peak_gib:.1f} GiB\n"
+                f"{row.peak_gib:.1f} GiB ({whose})\n"
                 f"    training {row.training:,.1f} scans/s ({row.training_share:.0%} of peak)\n"
                 f"    encoding {row.encoding:,.1f} crops/s ({row.encoding_share:.0%} of peak)"
             )
