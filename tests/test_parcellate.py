@@ -237,6 +237,18 @@ def test_motion_in_the_image_is_removed_and_the_signal_stays(
     )
 
 
+def test_the_overlap_of_mask_and_template_is_their_dice(
+    random: np.random.Generator, atlas: Path, tmp_path: Path
+) -> None:
+    mask, template = np.zeros((2, *SHAPE), dtype=bool)
+    mask[:, :, :8] = template[:, :, 2:] = True
+    nibabel.save(nibabel.Nifti1Image(template.astype(np.uint8), synthetic.affine()), tmp_path / "template.nii.gz")
+    image = synthetic.bold_image(synthetic.planted_series(random), random)
+    row = synthetic.write_recording(tmp_path, "sub-01", image, None, mask)
+    assert run(row, atlas, template_mask=str(tmp_path / "template.nii.gz"))["mask_dice"] == pytest.approx(12 / 16)
+    assert run(row, atlas)["mask_dice"] is None
+
+
 def test_a_missing_mask_is_computed_from_the_mean_image_and_flagged(
     random: np.random.Generator, atlas: Path, tmp_path: Path
 ) -> None:

@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import nibabel
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from semantoks import qc, qc_accept, qc_figures
+import synthetic_images as synthetic
+from scipy.ndimage import center_of_mass
+from scipy.stats import pearsonr
+from semantoks import qc, qc_accept, qc_figures, qc_near_identical
 from semantoks.errors import UserError
-from semantoks.files import read_json, read_table, read_text_table, write_table
+from semantoks.files import KEY, read_json, read_table, read_text_table, write_table
+from semantoks.qc_motion import MotionConnectivity, distances
+from semantoks.qc_near_identical import fingerprint
 from semantoks.timeseries_table import SCHEMA
 
 NAMES = [f"ROI_{i}" for i in range(10)]
@@ -187,7 +193,7 @@ def test_figures_are_drawn_whatever_is_known(tmp_path: Path, atlas: Path, kind: 
         "no site": [row | {"site": None} for row in ROWS],
     }[kind]
     folder = summarise(tmp_path, atlas, rows)
-    for name in ("flow", "recordings", "parcels", "fc"):
+    for name in ("flow", "recordings", "parcels", "fc", "qcfc", "carpets"):
         image = matplotlib.image.imread(folder / f"{name}.png")
         assert image.shape[0] > 150
         assert image[..., :3].std() > 0.01, "not a blank page"
@@ -220,6 +226,133 @@ def test_mean_fc_is_the_mean_of_fisher_z_over_recordings_with_data() -> None:
     assert np.isnan(np.diag(summary.fc())).all()
     assert summary.valid.tolist() == [2, 2, 3, 3, 3, 3, 3, 3, 3, 3]
     np.testing.assert_allclose(summary.mean("coverage"), np.linspace(0.5, 1, 10))
+
+
+# --- motion left in connectivity ------------------------------------------------------------------------------------
+
+
+def test_qcfc_is_the_correlation_over_recordings_with_data() -> None:
+    random = np.random.default_rng(5)
+    motion, n_rois = random.uniform(0.05, 0.5, 25), 6
+    z = random.normal(size=(25, n_rois, n_rois))
+    z = z + z.transpose(0, 2, 1)
+    z[:, 0, 1] = z[:, 1, 0] = 2 * motion + 0.01 * random.normal(size=25)
+    sums = MotionConnectivity(n_rois)
+    for number in range(25):
+        rows = np.arange(n_rois) if number % 3 else np.array([0, 1, 2, 5])  # without data in ROI 3 and 4
+        sums.add(z[number][np.ix_(rows, rows)], rows, motion[number])
+    found = sums.correlations()
+    assert found[0, 1] > 0.99
+    assert found[2, 5] == pytest.approx(pearsonr(z[:, 2, 5], motion).statistic)
+    with_data = np.arange(25) % 3 > 0
+    assert found[3, 4] == pytest.approx(pearsonr(z[with_data, 3, 4], motion[with_data]).statistic)
+    assert np.isnan(np.diag(found)).all()
+    few = MotionConnectivity(n_rois)
+    for number in range(9):
+        few.add(z[number], np.arange(n_rois), motion[number])
+    assert np.isnan(few.correlations()).all(), "nine recordings say nothing"
+
+
+def test_distances_are_between_centres_of_gravity(tmp_path: Path) -> None:
+    folder = synthetic.atlas_folder(tmp_path / "atlas")
+    found = distances(folder, np.array(synthetic.INDEX))
+    labels = nibabel.load(folder / "atlas.nii.gz")
+    centres = {
+        index: nibabel.affines.apply_affine(labels.affine, center_of_mass(np.asarray(labels.dataobj) == index))
+        for index in synthetic.INDEX
+    }
+    expected = np.linalg.norm(centres[synthetic.INDEX[0]] - centres[synthetic.INDEX[3]])
+    assert found is not None
+    assert found[0, 3] == pytest.approx(expected)
+    (folder / "atlas.nii.gz").unlink()
+    assert distances(folder, np.array(synthetic.INDEX)) is None
+
+
+def test_carpets_show_the_worst_and_some_at_random(tmp_path: Path) -> None:
+    rows = [record(number, mean_fd=0.01 * number) for number in range(12)] + [record(12, mean_fd=0.9)]
+    chosen = qc.carpet_recordings(decide(tmp_path, [*rows, record(13) | UNUSABLE]))
+    worst, drawn = (chosen[chosen["why"] == why]["recording_id"].tolist() for why in ("most motion", "at random"))
+    assert worst == ["sub-12", "sub-11", "sub-10"]
+    assert len(drawn) == 3
+    assert not set(drawn) & {*worst, "sub-13"}
+
+
+# --- flags ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "flag"),
+    [
+        ({"mask_dice": 0.84}, "mask overlaps the template's by Dice 0.84, below 0.85"),
+        ({"mask_dice": 0.85}, None),
+        ({"mask_dice": None, "mask_computed": True}, "the brain mask was missing and computed"),
+        ({}, None),
+    ],
+)
+def test_flags_tell_what_to_look_at_and_exclude_nothing(told: dict[str, Any], flag: str | None) -> None:
+    row = qc.decide(record() | told, len(NAMES), qc.QcSettings(**SETTINGS))
+    assert (row["flags"], row["exclude_reason"]) == (flag, None)
+
+
+# --- the same data under two names ----------------------------------------------------------------------------------
+
+
+def connected(random: np.random.Generator, person: np.ndarray, n_rois: int = 60, n_frames: int = 150) -> np.ndarray:
+    """A recording of a person, who is a mixing matrix."""
+    return person @ random.normal(size=(person.shape[1], n_frames)) + 0.5 * random.normal(size=(n_rois, n_frames))
+
+
+def test_the_agreement_of_fingerprints_estimates_the_correlation_of_connectivity() -> None:
+    random = np.random.default_rng(2)
+    common = random.normal(size=(60, 20))
+    for share in (0.0, 0.5, 1.0):
+        persons = [common + share * random.normal(size=common.shape) for _ in range(2)]
+        series = [connected(random, person) for person in persons]
+        pairs = np.triu_indices(60, 1)
+        z = [np.arctanh(np.corrcoef(one)[pairs]) for one in series]
+        agreement = float(fingerprint(series[0]) @ fingerprint(series[1]))
+        assert agreement == pytest.approx(np.corrcoef(*z)[0, 1], abs=0.15)
+
+
+def test_copies_are_found_within_and_across_cohorts_whatever_they_are_called(tmp_path: Path) -> None:
+    """Planted: a copy with other scale and rounding, a copy without a parcel; people and sessions are not."""
+    random = np.random.default_rng(3)
+    rows = []
+    for number in range(30):
+        person = random.normal(size=(60, 20))
+        for session in ("1", "2"):
+            name = f"sub-{number:02d}_ses-{session}"
+            rows.append(("one", name, connected(random, person)))
+    copy = np.round(rows[8][2] * 40 + 1000).astype(np.float32)
+    cut = rows[20][2].copy()
+    cut[30] = np.nan
+    rows += [("two", "sub-x", copy), ("one", "sub-y", cut)]
+    paths = []
+    for cohort in ("one", "two"):
+        table = [
+            dict.fromkeys(KEY) | {"cohort": name, "recording_id": recording, "fingerprint": fingerprint(bold)}
+            for name, recording, bold in rows
+            if name == cohort
+        ]
+        table.append(dict.fromkeys(KEY) | {"cohort": cohort, "recording_id": "unusable", "fingerprint": None})
+        paths.append(tmp_path / f"{cohort}.parquet")
+        write_table(paths[-1], pa.Table.from_pylist(table, schema=FINGERPRINTS), {})
+    arguments = ["--similarity", "0.95", "--output", str(tmp_path / "pairs.tsv")]
+    qc_near_identical.main([*arguments, "--decisions", *map(str, paths)])
+    pairs = read_text_table(tmp_path / "pairs.tsv")
+    found = {frozenset(pair) for pair in pairs[["recording_id_a", "recording_id_b"]].itertuples(index=False)}
+    assert found == {frozenset((rows[8][1], "sub-x")), frozenset((rows[20][1], "sub-y"))}
+    assert sorted(pairs["cohort_a"] + pairs["cohort_b"]) == ["oneone", "onetwo"]
+
+
+FINGERPRINTS = pa.schema([(name, pa.string()) for name in KEY] + [("fingerprint", pa.list_(pa.float32()))])
+
+
+def test_fingerprints_of_nothing_agree_with_nothing() -> None:
+    nothing = np.full((5, 20), np.nan)
+    assert not fingerprint(nothing).any()
+    table = pd.DataFrame({**{name: ["a", "b"] for name in KEY}, "fingerprint": [fingerprint(nothing)] * 2})
+    assert qc_near_identical.pairs_table(table, 0.98).empty
 
 
 def test_rois_are_ordered_by_network_as_they_first_appear() -> None:

@@ -24,12 +24,14 @@ from semantoks.report_content import (
     encoder_groups,
     figure_kind,
     general_reason,
+    near_identical,
     network_rows,
     reasons_of,
     sites_of,
     time_and_memory,
     training_rows,
 )
+from semantoks.report_methods import methods
 
 NAMES = ("Quokka0117", "Wombat0242", "Numbat0391")
 """Participants whose names must not come onto the page."""
@@ -436,3 +438,55 @@ def test_files_that_are_missing_or_elsewhere_are_named(tmp_path):
         Inputs(tmp_path / "results", [tmp_path / "other.png"])
     with pytest.raises(UserError, match=r"report\.html: expected the report"):
         report.where(tmp_path)
+
+
+# --- methods --------------------------------------------------------------------------------------------------------
+
+
+def methods_of(tmp_path: Path, *files: tuple[str, dict]) -> str:
+    settings = {"study": {"source": "fmriprep", "tasks": ["rest"], "already_done": {}}}
+    return " ".join(methods(files, settings, Inputs(tmp_path, [])))
+
+
+def made(stage: str, settings: dict, **further) -> dict:
+    return {"stage": stage, "settings": settings, **further}
+
+
+def test_the_methods_text_says_what_the_settings_say(tmp_path: Path) -> None:
+    strategy = {"name": "24P", "description": "Six motion parameters are regressed."}
+    cleaned = {"band_pass": [0.01, 0.1], "detrend": True, "minimum_coverage": 0.5, "minimum_degrees_of_freedom": 10}
+    limits = {"maximum_mean_fd": 0.3, "minimum_seconds": 80, "maximum_gap": 20}
+    text = methods_of(
+        tmp_path,
+        ("study", made("parcellate", cleaned, strategy=strategy)),
+        ("study", made("qc", limits)),
+        ("study", made("qc", limits)),
+        ("study", made("shards", {"tr": 2.0})),
+    )
+    for words in (
+        "Recordings of the cohort study (rest) came as derivatives of fMRIPrep (Esteban et al. 2019).",
+        "parcels covered less than 50% were taken as missing",
+        "Denoising (24P): Six motion parameters are regressed.",
+        "Linear trends were removed, signals and confounds were filtered alike at 0.01–0.1 Hz",
+        "fewer than 10 degrees of freedom",
+        "shorter than 80 s, mean framewise displacement exceeded 0.3 mm (Power et al. 2012) or a censored gap was",
+        "resampled to 2 s",
+    ):
+        assert words in text
+    assert text.count("were excluded when") == 1
+    other = methods_of(tmp_path, ("study", made("parcellate", cleaned | {"band_pass": None}, strategy=strategy)))
+    assert "filtered" not in other
+    assert "below 0.1 Hz" in methods_of(tmp_path, ("study", made("import_timeseries", {"band_pass": [None, 0.1]})))
+
+
+def test_cohorts_with_other_settings_are_told_apart(tmp_path: Path) -> None:
+    text = methods_of(tmp_path, ("a", made("shards", {"tr": 2.0})), ("b", made("shards", {"tr": 0.72})))
+    assert "a: Time series were resampled to 2 s" in text
+    assert "b: Time series were resampled to 0.72 s" in text
+
+
+def test_pairs_of_the_same_data_are_counted(tmp_path: Path) -> None:
+    table = tmp_path / "near_identical.tsv"
+    table.write_text("cohort_a\tcohort_b\none\tone\none\ttwo\n")
+    assert near_identical(Inputs(tmp_path, [table])) == {"pairs": 2, "across": 1}
+    assert near_identical(Inputs(tmp_path, [])) is None

@@ -40,6 +40,29 @@ rule qc_accept:
         " > {log:q} 2>&1"
 
 
+rule qc_near_identical:
+    input:
+        lambda wildcards: [
+            path for cohort in settings.cohorts for path in of_batches("{cohort}/qc/{batch}.parquet", cohort.name)
+        ],
+    output:
+        RESULTS / "near_identical.tsv",
+    log:
+        RESULTS / "logs" / "qc" / "near_identical.log",
+    benchmark:
+        RESULTS / "benchmarks" / "qc" / "near_identical.tsv"
+    conda:
+        "../../envs/qc.yaml"
+    resources:
+        mem_mb=grows_with_attempt(4000),
+    params:
+        similarity=settings.values["near_identical_similarity"],
+        code=code_version("qc_near_identical"),
+    shell:
+        "python -m semantoks.qc_near_identical --similarity {params.similarity} --decisions {input:q} --output {output:q}"
+        " > {log:q} 2>&1"
+
+
 rule qc_summary:
     input:
         qc=lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),
@@ -69,6 +92,18 @@ rule qc_summary:
         fc=report(
             RESULTS / "{cohort}" / "qc" / "fc.png",
             caption="../report/qc_fc.rst",
+            category="Quality control",
+            subcategory="{cohort}",
+        ),
+        qcfc=report(
+            RESULTS / "{cohort}" / "qc" / "qcfc.png",
+            caption="../report/qc_qcfc.rst",
+            category="Quality control",
+            subcategory="{cohort}",
+        ),
+        carpets=report(
+            RESULTS / "{cohort}" / "qc" / "carpets.png",
+            caption="../report/qc_carpets.rst",
             category="Quality control",
             subcategory="{cohort}",
         ),

@@ -14,7 +14,8 @@ rule report:
     # The place of a file says what it is.
     input:
         atlas=[*rules.atlas.output, *rules.networks.output],
-        quality=[expand(rules.qc_summary.output, cohort=cohort.name) for cohort in settings.cohorts],
+        quality=[expand(rules.qc_summary.output, cohort=cohort.name) for cohort in settings.cohorts]
+        + [rules.qc_near_identical.output],
         batches=lambda wildcards: [
             path
             for cohort in settings.cohorts

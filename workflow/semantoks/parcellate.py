@@ -34,6 +34,7 @@ COLUMNS = [*KEY, "batch", "task", "site", "space", "bold_path", "mask_path", "co
 FURTHER = pa.schema(
     {
         "mask_computed": pa.bool_(),
+        "mask_dice": pa.float64(),
         "n_non_steady": pa.int64(),
         "n_regressors": pa.int64(),
         "degrees_of_freedom": pa.float64(),
@@ -53,6 +54,7 @@ class ParcellateSettings:
     detrend: bool
     minimum_coverage: float
     minimum_degrees_of_freedom: float
+    template_mask: str | None = None
 
     @property
     def pass_band(self) -> PassBand:
@@ -150,6 +152,7 @@ def parcellate_recording(
         "tsnr": parcels.tsnr,
         "bold": cleaned.ravel(),
         "mask_computed": mask_computed,
+        "mask_dice": template_dice(mask, bold.affine, settings.template_mask),
         "n_non_steady": noise.n_non_steady,
         "n_regressors": len(noise.regressors),
         "degrees_of_freedom": freedom,
@@ -209,6 +212,14 @@ def read_mask(path: str | None, bold: Bold) -> tuple[Masks, bool]:
     if not mask.any():
         raise UserError(f"{path or 'the computed mask'}: expected a brain mask, found no voxel in it")
     return mask, path is None
+
+
+def template_dice(mask: Masks, affine: NDArray[np.float64], template: str | None) -> float | None:
+    """Dice coefficient of a recording's brain mask and the template's, brought onto its grid; None without template."""
+    if template is None:
+        return None
+    expected = on_grid(*read_label_image(template), mask.shape, affine) > 0
+    return float(2 * (mask & expected).sum() / (mask.sum() + expected.sum()))
 
 
 @functools.lru_cache(maxsize=4)
@@ -300,6 +311,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings = ParcellateSettings(**arguments.settings)
+    if settings.template_mask is not None:
+        read_label_image(settings.template_mask)  # concerns every recording: better known at once
     strategy = load_strategy(settings.denoising)
     atlas = AtlasFiles.read(arguments.atlas)
     index = read_table(arguments.index, COLUMNS)

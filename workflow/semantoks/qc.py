@@ -30,18 +30,23 @@ from semantoks.files import (
     write_table,
     write_text,
 )
+from semantoks.qc_motion import MotionConnectivity, distances
+from semantoks.qc_near_identical import fingerprint
 
 MEASURES = ["mean_fd", "minutes_kept", "share_censored", "longest_gap", "n_frames", "tr"]
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in [*KEY, "site"]]
     + [(name, pa.int64() if name == "n_frames" else pa.float64()) for name in MEASURES]
-    + [(name, pa.float64()) for name in ["valid_rois", "median_coverage", "median_tsnr"]]
+    + [(name, pa.float64()) for name in ["valid_rois", "median_coverage", "median_tsnr", "mask_dice"]]
+    + [("fingerprint", pa.list_(pa.float32())), ("flags", pa.string())]
     + [("exclude_step", pa.string()), ("exclude_reason", pa.string())]
 )
 EARLIER = "unusable"
 """``exclude_step`` of recordings that came with a reason from an earlier stage."""
 MOST_FOR_FC = 1000
 """Recordings averaged for the figure of functional connectivity: enough to be stable, and bounded in time."""
+CARPETS = 3
+"""Recordings shown as carpets: so many of the worst, and so many drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class QcSettings:
     minimum_minutes_kept: float
     maximum_share_censored: float
     maximum_gap: float
+    minimum_mask_dice: float = 0.85
 
 
 def broken_thresholds(measures: Mapping[str, Any], settings: QcSettings) -> dict[str, str]:
@@ -88,6 +94,7 @@ def broken_thresholds(measures: Mapping[str, Any], settings: QcSettings) -> dict
 def decide(record: Mapping[str, Any], n_rois: int, settings: QcSettings) -> dict[str, Any]:
     """The row of the decision table for one row of the time-series table."""
     row = {name: record[name] for name in [*KEY, "site", *MEASURES]}
+    row |= {"fingerprint": None, "flags": None, "mask_dice": record.get("mask_dice")}
     row |= {"exclude_step": None, "exclude_reason": record["exclude_reason"]}
     if row["exclude_reason"] is not None:
         return row | {"exclude_step": EARLIER}
@@ -95,10 +102,23 @@ def decide(record: Mapping[str, Any], n_rois: int, settings: QcSettings) -> dict
     row["valid_rois"] = float(np.isfinite(bold).all(axis=1).mean())
     row["median_coverage"] = _median(record["coverage"])
     row["median_tsnr"] = _median(record["tsnr"])
+    row["fingerprint"] = fingerprint(bold)
+    row["flags"] = "; ".join(flags(record, settings)) or None
     reasons = broken_thresholds(row, settings)
     if reasons:
         row |= {"exclude_step": next(iter(reasons)), "exclude_reason": "; ".join(reasons.values())}
     return row
+
+
+def flags(record: Mapping[str, Any], settings: QcSettings) -> list[str]:
+    """What a person should look at, but excludes nothing."""
+    found = []
+    dice = record.get("mask_dice")
+    if dice is not None and dice < settings.minimum_mask_dice:
+        found.append(f"mask overlaps the template's by Dice {dice:.2f}, below {settings.minimum_mask_dice:g}")
+    if record.get("mask_computed"):
+        found.append("the brain mask was missing and computed")
+    return found
 
 
 def _median(values: Sequence[float] | None) -> float | None:
@@ -132,6 +152,7 @@ def summarise(decisions: pd.DataFrame) -> dict[str, Any]:
         "recordings_kept": int(kept.sum()),
         "participants": int(decisions["participant_id"].nunique()),
         "participants_kept": int(decisions.loc[kept, "participant_id"].nunique()),
+        "flagged": int(decisions["flags"].notna().sum()),
         "dropped": {step: int(dropped[step]) for step in steps if step in dropped},
         "sites": {
             name: {"recordings": int((site == name).sum()), "kept": int((kept & (site == name)).sum())}
@@ -157,6 +178,9 @@ class ParcelSummary:
         self.counts = {"coverage": np.zeros(self.n_rois), "tsnr": np.zeros(self.n_rois)}
         self.fisher = np.zeros((self.n_rois, self.n_rois))
         self.pairs = np.zeros((self.n_rois, self.n_rois))
+        self.motion = MotionConnectivity(self.n_rois)
+        self.carpets: dict[str, NDArray[np.float64]] = {}
+        self.kept_volumes: dict[str, NDArray[np.bool_]] = {}
 
     def add(self, record: Mapping[str, Any], with_fc: bool) -> None:
         """Take in one recording of the time-series table."""
@@ -173,8 +197,19 @@ class ParcelSummary:
         if with_fc:
             self.recordings_in_fc += 1
             rows = np.flatnonzero(valid)
-            self.fisher[np.ix_(rows, rows)] += np.arctanh(np.clip(np.corrcoef(bold[rows]), -0.999999, 0.999999))
+            z = np.arctanh(np.clip(np.corrcoef(bold[rows]), -0.999999, 0.999999))
+            self.fisher[np.ix_(rows, rows)] += z
             self.pairs[np.ix_(rows, rows)] += 1
+            if record["mean_fd"] is not None:
+                self.motion.add(z, rows, record["mean_fd"])
+
+    def add_carpet(self, record: Mapping[str, Any]) -> None:
+        """Keep one recording's time series, z-scored, for the figure of carpets."""
+        bold = np.asarray(record["bold"], dtype=np.float64).reshape(self.n_rois, -1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            z = (bold - bold.mean(axis=1, keepdims=True)) / bold.std(axis=1, keepdims=True)
+        self.carpets[record["recording_id"]] = z
+        self.kept_volumes[record["recording_id"]] = np.asarray(record["kept"], dtype=bool)
 
     def mean(self, name: str) -> NDArray[np.float64]:
         """Mean of ``coverage`` or ``tsnr`` per ROI, NaN where no recording tells it."""
@@ -197,12 +232,24 @@ def parcel_summary(paths: Sequence[Path], decisions: pd.DataFrame, n_rois: int) 
     kept = decisions.loc[decisions["exclude_reason"].isna(), "recording_id"]
     for_fc = set(kept.sort_values().sample(min(len(kept), MOST_FOR_FC), random_state=0))
     included = set(kept)
+    carpets = set(carpet_recordings(decisions)["recording_id"])
     summary = ParcelSummary(n_rois)
     for path in paths:
         for record in records(path):
             if record["recording_id"] in included:
                 summary.add(record, record["recording_id"] in for_fc)
+            if record["recording_id"] in carpets:
+                summary.add_carpet(record)
     return summary
+
+
+def carpet_recordings(decisions: pd.DataFrame) -> pd.DataFrame:
+    """Recordings to show as carpets: those with most motion, kept or not, and some of the kept at random (seed 0)."""
+    known = decisions[decisions["fingerprint"].notna()].sort_values("recording_id")
+    worst = known[known["mean_fd"].notna()].nlargest(CARPETS, "mean_fd").assign(why="most motion")
+    others = known[known["exclude_reason"].isna() & ~known["recording_id"].isin(worst["recording_id"])]
+    drawn = others.sample(min(CARPETS, len(others)), random_state=0).assign(why="at random")
+    return pd.concat([worst, drawn], ignore_index=True)
 
 
 def decide_batch(settings: QcSettings, timeseries: Path, output: Path) -> None:
@@ -225,7 +272,7 @@ def summarise_cohort(
     UserError
         When the parcels of the time series are not those of the network table.
     """
-    from semantoks import qc_figures
+    from semantoks import qc_figures, qc_motion_figures
 
     decisions = read_tables(decided).sort_values("recording_id", ignore_index=True)
     networks = read_text_table(atlas / "networks.tsv")
@@ -240,7 +287,13 @@ def summarise_cohort(
     summary = summarise(decisions)
     write_json(folder / "summary.json", summary | {"simulated": simulated})
     parcels = parcel_summary(timeseries, decisions, len(networks))
+    index = networks["index"].astype(int).to_numpy()
     qc_figures.draw_all(decisions, summary, parcels, networks, folder, simulated)
+    further = {
+        "qcfc": qc_motion_figures.motion_and_connectivity(parcels.motion.correlations(), distances(atlas, index)),
+        "carpets": qc_motion_figures.carpets(carpet_recordings(decisions), parcels, networks),
+    }
+    qc_figures.save_all(further, folder, simulated)
     print(f"{summary['recordings_kept']} of {summary['recordings']} recordings kept; figures in {folder}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +61,11 @@ def draw_all(
         "parcels": parcel_quality(parcels, networks),
         "fc": functional_connectivity(parcels.fc(), networks, parcels.recordings_in_fc),
     }
+    save_all(figures, folder, simulated)
+
+
+def save_all(figures: Mapping[str, Figure], folder: Path, simulated: bool) -> None:
+    """Write figures as ``<name>.png`` into ``folder``, marked when the data are simulated."""
     for name, figure in figures.items():
         if simulated:
             figure.text(0.995, 0.005, "simulated data", ha="right", va="bottom", fontsize=8, color=DROPPED)
@@ -94,12 +100,14 @@ def flow(summary: Mapping[str, Any]) -> Figure:
 
 
 def recordings(decisions: pd.DataFrame) -> Figure:
-    """Mean framewise displacement and minutes kept of every recording, per site."""
+    """Mean framewise displacement, minutes kept and (where known) the mask's Dice of every recording, per site."""
     site = decisions["site"].fillna("unknown")
     names = sorted(site.unique())
-    figure: Figure = plt.figure(figsize=(10, max(2.6, 1.4 + 0.32 * len(names))), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
     panels = [("mean_fd", "mean framewise displacement (mm)"), ("minutes_kept", "minutes kept")]
+    if decisions["mask_dice"].notna().any():
+        panels.append(("mask_dice", "Dice of brain mask and template"))
+    figure: Figure = plt.figure(figsize=(5 * len(panels), max(2.6, 1.4 + 0.32 * len(names))), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
     for panel, (column, label) in zip(axes, panels, strict=True):
         _points_per_site(panel, decisions.assign(site=site), names, column)
         panel.set_xlabel(label)
@@ -124,7 +132,11 @@ def _points_per_site(axes: Axes, table: pd.DataFrame, names: list[str], column: 
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
     largest = table[column].max()
-    axes.set_xlim(0, 1.05 * largest if largest > 0 else 1)
+    smallest = table[column].min()
+    if column == "mask_dice":  # all near 1
+        axes.set_xlim(min(0.8, smallest - 0.02), 1)
+    else:
+        axes.set_xlim(0, 1.05 * largest if largest > 0 else 1)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -154,11 +166,12 @@ def parcel_quality(parcels: Parcels, networks: pd.DataFrame) -> Figure:
 
 
 def functional_connectivity(fc: NDArray[np.float64], networks: pd.DataFrame, n_recordings: int) -> Figure:
-    """Mean functional connectivity, ROIs ordered by network."""
+    """Mean functional connectivity, ROIs ordered by network, and its means within and between networks."""
     order, starts, names = by_network(networks)
     ordered = fc[np.ix_(order, order)]
-    figure: Figure = plt.figure(figsize=(8.2, 7), layout="constrained")
-    axes = figure.subplots()
+    few = len(names) <= 20
+    figure: Figure = plt.figure(figsize=(14 if few else 8.2, 7), layout="constrained")
+    axes, *further = figure.subplots(1, 2 if few else 1, squeeze=False)[0]
     finite = np.abs(ordered[np.isfinite(ordered)])
     limit = max(0.1, float(np.quantile(finite, 0.99))) if finite.size else 1.0
     colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.85")
@@ -170,7 +183,28 @@ def functional_connectivity(fc: NDArray[np.float64], networks: pd.DataFrame, n_r
     _name_networks(axes, starts, names, len(order), axis="y")
     axes.set_title(f"Mean functional connectivity, {n_recordings} recordings, {len(order)} ROIs", fontsize=11)
     figure.colorbar(image, ax=axes, label="Pearson correlation (mean of Fisher's z)", shrink=0.85)
+    for panel in further:
+        _between_networks(panel, ordered, [*starts, len(order)], names, limit)
     return figure
+
+
+def _between_networks(
+    axes: Axes, ordered: NDArray[np.float64], edges: list[int], names: list[str], limit: float
+) -> None:
+    """Mean connectivity of every pair of networks, as colours and numbers."""
+    blocks = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    cells = [[ordered[a, b][np.isfinite(ordered[a, b])] for b in blocks] for a in blocks]
+    means = np.array([[cell.mean() if cell.size else np.nan for cell in row] for row in cells])
+    colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.85")
+    axes.imshow(means, cmap=colours, vmin=-limit, vmax=limit)
+    for (row, column), value in np.ndenumerate(means):
+        if np.isfinite(value):
+            colour = "white" if abs(value) > 0.7 * limit else "black"
+            axes.text(column, row, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.tick_params(length=0)
+    axes.set_title("Mean within and between networks", fontsize=11)
 
 
 def by_network(networks: pd.DataFrame) -> tuple[NDArray[np.intp], list[int], list[str]]:

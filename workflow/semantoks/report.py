@@ -20,6 +20,7 @@ from semantoks import report_content as content
 from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, read_metadata, read_text_table, write_text
 from semantoks.report_content import REPORT, Inputs
+from semantoks.report_methods import methods
 from semantoks.scores import row_place
 
 TASKS_ON_TERMINAL = 3
@@ -58,6 +59,8 @@ def page(settings: Mapping[str, Any], inputs: Inputs) -> str:
         quality_figures=[one for one in figures if one.kind.startswith("qc_")],
         training_figures=[one for one in figures if one.kind in ("training", "learned")],
         probe_figures=[one for one in figures if one.kind in ("probes", "")],
+        near_identical=content.near_identical(inputs),
+        methods=methods(metadata, settings["cohorts"], inputs),
         origins=content.origins(metadata),
         costs=content.time_and_memory(inputs.results / "benchmarks"),
     )

@@ -41,6 +41,8 @@ KINDS = {
     "qc_recordings": "Motion and minutes kept per site",
     "qc_parcels": "Coverage, temporal SNR and share of recordings with data per parcel",
     "qc_fc": "Mean functional connectivity, by network",
+    "qc_qcfc": "Motion left in functional connectivity (QC–FC)",
+    "qc_carpets": "Single recordings",
     "training": "Pretraining curves",
     "learned": "What the encoder has learned",
     "probes": "Probe results with intervals",
@@ -180,6 +182,15 @@ def cohort_section(name: str, described: Mapping[str, Any], inputs: Inputs) -> d
     if path := inputs.one(f"{name}/splits.parquet"):
         section["splits"] = splits_of(path)
     return section
+
+
+def near_identical(inputs: Inputs) -> dict[str, int] | None:
+    """Pairs of recordings that are near-identical by content: how many, and how many of them across cohorts."""
+    path = inputs.one("near_identical.tsv")
+    if path is None:
+        return None
+    pairs = read_text_table(path)
+    return {"pairs": len(pairs), "across": int((pairs["cohort_a"] != pairs["cohort_b"]).sum())}
 
 
 def splits_of(path: Path) -> dict[str, Any]:

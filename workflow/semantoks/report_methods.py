@@ -1,0 +1,128 @@
+"""A methods text made from the settings that the files of the results say were really used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from semantoks.files import read_json, read_text_table
+from semantoks.report_content import Inputs
+
+_SOURCES = {
+    "bids": "were preprocessed with fMRIPrep (Esteban et al. 2019)",
+    "fmriprep": "came as derivatives of fMRIPrep (Esteban et al. 2019)",
+    "hdf5": "came as time series extracted elsewhere",
+    "files": "came as time series extracted elsewhere",
+}
+
+
+def methods(
+    metadata: Iterable[tuple[str, Mapping[str, Any]]], cohorts: Mapping[str, Mapping[str, Any]], inputs: Inputs
+) -> list[str]:
+    """Paragraphs on preprocessing, parcellation, denoising, inclusion and resampling; settings that differ apart.
+
+    Parameters
+    ----------
+    metadata : cohort and metadata of every Parquet file.
+    cohorts : what the cohort files say, by name.
+    inputs : files of the report, for the counts and the atlas.
+    """
+    found = list(metadata)
+    paragraphs = [_cohort(name, said, inputs) for name, said in cohorts.items()]
+    if atlas := _atlas(inputs):
+        paragraphs.append(atlas)
+    writers = {"parcellate": _parcellate, "import_timeseries": _imported, "qc": _inclusion, "shards": _resampling}
+    for stage, write in writers.items():
+        of_stage = [(cohort, one) for cohort, one in found if one["stage"] == stage]
+        texts: dict[str, list[str]] = {}
+        for cohort, one in of_stage:
+            names = texts.setdefault(write(one), [])
+            names += [cohort] if cohort not in names else []
+        for text, names in texts.items():
+            where = f"{' and '.join(sorted(names))}: " if len(texts) > 1 else ""
+            paragraphs.append(where + text)
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def _cohort(name: str, said: Mapping[str, Any], inputs: Inputs) -> str:
+    tasks = said.get("tasks")
+    text = f"Recordings of the cohort {name}{' (' + ', '.join(tasks) + ')' if tasks else ''} {_SOURCES[said['source']]}"
+    if done := said.get("already_done"):
+        steps = [f"band-pass filtering at {_band(done['band_pass'])}"] if done.get("band_pass") else []
+        steps += ["global signal regression"] if done.get("global_signal_regression") else []
+        steps += ["z-scoring"] if done.get("z_score") else []
+        text += f", after {_listed(steps)}" if steps else ""
+    path = inputs.one(f"{name}/qc/summary.json")
+    if path is None:
+        return text + "."
+    counts = read_json(path)
+    return (
+        f"{text}. Of {counts['recordings']} recordings of {counts['participants']} participants, "
+        f"{counts['recordings_kept']} recordings of {counts['participants_kept']} participants were kept."
+    )
+
+
+def _atlas(inputs: Inputs) -> str | None:
+    path, networks = inputs.one("atlas/atlas.json"), inputs.one("atlas/networks.tsv")
+    if path is None:
+        return None
+    atlas = read_json(path)
+    text = f"The brain was divided by the atlas {atlas['name']} in the space {atlas['space']}"
+    if networks is not None:
+        table = read_text_table(networks)
+        text += f" into {len(table)} parcels in {table['network'].nunique()} networks"
+    return f"{text}; {atlas['note']}." if atlas.get("note") else text + "."
+
+
+def _parcellate(one: Mapping[str, Any]) -> str:
+    settings, strategy = one["settings"], one.get("strategy") or {"name": "", "description": ""}
+    text = "The signal of a parcel was the mean over its voxels inside the brain mask that vary and are finite throughout; "
+    if "minimum_coverage" in settings:
+        text += f"parcels covered less than {settings['minimum_coverage']:.0%} were taken as missing. "
+    text += f"Denoising ({strategy['name']}): {strategy['description']} "
+    steps = ["linear trends were removed"] if settings.get("detrend") else []
+    if settings.get("band_pass"):
+        band = _band(settings["band_pass"])
+        steps.append(f"signals and confounds were filtered alike at {band} (Butterworth, order 5, both directions)")
+    steps.append("confounds were regressed with weights estimated on the volumes kept")
+    text += _listed(steps)[0].upper() + _listed(steps)[1:] + ", equal to nilearn's signal.clean (Abraham et al. 2014)."
+    if "minimum_degrees_of_freedom" in settings:
+        least = settings["minimum_degrees_of_freedom"]
+        text += f" Recordings that this left fewer than {least:g} degrees of freedom were excluded."
+    return text
+
+
+def _imported(one: Mapping[str, Any]) -> str:
+    band = one["settings"].get("band_pass")
+    return f"Imported time series that had not been filtered were band-pass filtered at {_band(band)}." if band else ""
+
+
+def _inclusion(one: Mapping[str, Any]) -> str:
+    settings = one["settings"]
+    limits = {
+        "minimum_seconds": "they were shorter than {:g} s",
+        "minimum_valid_rois": "fewer than {:.0%} of the parcels had data",
+        "maximum_mean_fd": "mean framewise displacement exceeded {:g} mm (Power et al. 2012)",
+        "minimum_minutes_kept": "censoring left less than {:g} min",
+        "maximum_share_censored": "more than {:.0%} of the volumes were censored",
+        "maximum_gap": "a censored gap was longer than {:g} s",
+    }
+    texts = [text.format(settings[key]) for key, text in limits.items() if settings.get(key) is not None]
+    return f"Recordings were excluded when {_listed(texts, 'or')}." if texts else ""
+
+
+def _resampling(one: Mapping[str, Any]) -> str:
+    if "tr" not in one["settings"]:
+        return ""
+    return f"Time series were resampled to {one['settings']['tr']:g} s with an anti-aliasing filter and z-scored per parcel."
+
+
+def _band(edges: Sequence[float | None]) -> str:
+    low, high = edges
+    if low is None or high is None:
+        return f"above {low:g} Hz" if high is None else f"below {high:g} Hz"
+    return f"{low:g}–{high:g} Hz"
+
+
+def _listed(texts: Sequence[str], word: str = "and") -> str:
+    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + f" {word} {texts[-1]}"
