@@ -76,7 +76,7 @@ def _atlas(inputs: Inputs) -> str | None:
 
 def _parcellate(one: Mapping[str, Any]) -> str:
     settings, strategy = one["settings"], one.get("strategy") or {"name": "", "description": ""}
-    text = "The signal of a parcel was the mean over its voxels inside the brain mask that vary and are finite throughout; "
+    text = "The signal of a parcel was the mean over its voxels inside the brain mask that vary and are always finite; "
     if "minimum_coverage" in settings:
         text += f"parcels covered less than {settings['minimum_coverage']:.0%} were taken as missing. "
     text += f"Denoising ({strategy['name']}): {strategy['description']} "
@@ -114,7 +114,8 @@ def _inclusion(one: Mapping[str, Any]) -> str:
 def _resampling(one: Mapping[str, Any]) -> str:
     if "tr" not in one["settings"]:
         return ""
-    return f"Time series were resampled to {one['settings']['tr']:g} s with an anti-aliasing filter and z-scored per parcel."
+    tr = one["settings"]["tr"]
+    return f"Time series were resampled to {tr:g} s with an anti-aliasing filter and z-scored per parcel."
 
 
 def _band(edges: Sequence[float | None]) -> str:
