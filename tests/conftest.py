@@ -17,3 +17,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no reference data: {SHARED} is absent (set SEMANTOKS_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small simulated cohort with all its results; tests change copies of it only."""
+    from small_study import run, simulate_cohort, write_study
+
+    folder = tmp_path_factory.mktemp("study")
+    simulate_cohort(folder / "cohort")
+    write_study(folder / "study", folder / "cohort")
+    result = run(folder / "study")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "study"

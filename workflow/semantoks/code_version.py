@@ -37,14 +37,19 @@ def _closure(path: Path) -> set[Path]:
 
 @functools.cache
 def _imported(path: Path) -> list[Path]:
+    paths = [_find(name) for name in _imported_names(path) if name.split(".")[0] == "semantoks"]
+    return [found for found in paths if found is not None]
+
+
+def _imported_names(path: Path) -> list[str]:
+    """Everything that a file imports, dotted."""
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    paths = [_find(name) for name in names if name.split(".")[0] == "semantoks"]
-    return [found for found in paths if found is not None]
+    return names
 
 
 def _find(name: str) -> Path | None:
