@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,6 +39,26 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_cleaned_up_by_the_next_one(tmp_path):
+    path = tmp_path / "a.txt"
+    killed = f"""
+import os, signal
+from semantoks.files import replacing
+with replacing({str(path)!r}) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    assert subprocess.run([sys.executable, "-c", killed], env=environment).returncode == -signal.SIGKILL
+    assert [left.name.startswith(".a.txt.") for left in tmp_path.iterdir()] == [True]
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+        with replacing(path) as other:  # a process that still writes is left alone
+            other.write_text("other")
+    assert [left.name for left in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "whole"
 
 
 def test_tables_come_back_with_their_metadata_and_the_same_bytes(tmp_path):
@@ -93,6 +119,37 @@ def test_a_user_error_is_one_message_and_exit_code_2(capsys):
         run_command(main)
     assert exit_.value.code == 2
     assert capsys.readouterr().err == "error: config.yaml: unknown key 'trr'; did you mean 'tr'?\n"
+
+
+DISK = {
+    "full": (errno.ENOSPC, "no space is left"),
+    "quota": (errno.EDQUOT, "your quota"),
+    "read-only": (errno.EROFS, "read-only"),
+    "permission": (errno.EACCES, "permission is denied"),
+}
+
+
+@pytest.mark.parametrize("case", DISK)
+def test_a_disk_that_takes_no_file_is_one_message(capsys, case):
+    number, words = DISK[case]
+
+    def main(argv):
+        raise OSError(number, os.strerror(number), "results/tables/demo.tsv")
+
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main)
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: results/tables/demo.tsv: ")
+    assert words in message
+
+
+def test_any_other_error_of_the_system_is_a_traceback():
+    def main(argv):
+        raise OSError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(OSError, match="Broken pipe"):
+        run_command(main)
 
 
 def test_json_is_stable(tmp_path):

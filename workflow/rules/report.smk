@@ -54,7 +54,8 @@ rule report:
         mem_mb=grows_with_attempt(2000),
         runtime=grows_with_attempt(30),
     params:
-        settings=json.dumps(
+        # A function, because braces in a description are no wildcards.
+        settings=lambda wildcards: json.dumps(
             {
                 "simulated": settings.values["simulated"],
                 "cohorts": {

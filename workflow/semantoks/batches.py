@@ -60,6 +60,11 @@ def fmriprep_targets(batch: Path, per_session: bool) -> list[str]:
     return sorted(set(names))
 
 
+def recordings_of(batch: Path) -> int:
+    """Number of recordings of a batch."""
+    return len(read_text_table(batch))
+
+
 def read_manifest(folder: Path) -> pd.DataFrame:
     """The manifest: one row per recording ever seen, columns recording_id and batch."""
     path = folder / "manifest.tsv"

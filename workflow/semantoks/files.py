@@ -7,6 +7,7 @@ Every file is written to a temporary name and renamed, and carries what made it
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -35,10 +36,18 @@ _VERSIONED = ("numpy", "pandas", "pyarrow", "nibabel", "nilearn", "scipy", "scik
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it to ``path`` when the block succeeds."""
+    """Give a temporary path beside ``path``; rename it to ``path`` when the block succeeds.
+
+    What processes of this machine that were killed meanwhile had left beside ``path`` is deleted.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix="".join(path.suffixes))
+    prefix = f".{path.name}.{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        writer = left.name.removeprefix(prefix).split("-")[0]
+        if writer.isdecimal() and not _alive(int(writer)):
+            left.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{prefix}{os.getpid()}-", suffix="".join(path.suffixes))
     os.close(handle)
     temporary = Path(name)
     try:
@@ -59,6 +68,16 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def sha256(path: Path | str) -> str:

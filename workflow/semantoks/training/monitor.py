@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from semantoks.errors import UserError
+from semantoks.files import write_text
 from semantoks.objectives.parallel import process_rank, sum_over_processes
 from semantoks.training.settings import RunSettings
 from semantoks.training.step import StepResult
@@ -94,7 +95,7 @@ class Monitor:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
         complete = [line for line in lines if line.endswith("\n")]
         kept = [line for line in complete if json.loads(line)["step"] < first_step]
-        path.write_text("".join(kept), encoding="utf-8")
+        write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
         self._bar = tqdm(total=n_steps * batch, initial=first_step * batch, unit="scan", desc="pretrain", disable=None)
         self._events = None
