@@ -28,6 +28,19 @@ include: "workflow/rules/probe.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/cost.smk"
+
+
+# Seconds of one core each: under Slurm they run where snakemake does. The atlas may need the network that compute nodes lack.
+localrules:
+    all,
+    atlas,
+    networks,
+    index_of_cohort,
+    figures_of_encoder,
+    figures_of_probes,
+    report,
+    cost,
 
 
 rule all:

@@ -4,14 +4,18 @@ import shlex
 import sys
 from pathlib import Path
 
+from snakemake.settings.types import DeploymentMethod
+
 RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 REPOSITORY = RULES.parents[1]
 sys.path.insert(0, str(REPOSITORY / "workflow"))
 
 from semantoks.atlas_recipes import needed_files, source_of
-from semantoks.batches import current_batches, fmriprep_targets, update_batches
+from semantoks.batches import current_batches, fmriprep_targets, recordings_of, update_batches
 from semantoks.code_version import code_version
-from semantoks.errors import UserError
+from semantoks.container_binds import container_binds
+from semantoks.errors import UserError, disk_error
+from semantoks.launch import training_resources
 from semantoks.settings import RECORDING_KEYS, load_settings
 
 # Stages run as `python -m semantoks.<stage>`; nothing else on the path may leak into them.
@@ -29,9 +33,27 @@ try:
                 folder,
                 settings.values["batch_size"],
             )
-except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
+except (UserError, OSError) as error:
+    message = error if isinstance(error, UserError) else disk_error(error)
+    if message is None:
+        raise
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+    if settings.values["container"] is None:
+        print(
+            "error: key 'container': expected an image for --sdm apptainer, found none; docs/containers.md says how to build one",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    binds = container_binds(settings, REPOSITORY, Path.cwd())
+    os.environ["APPTAINER_BIND"] = ",".join([*map(str, binds), *filter(None, [os.environ.get("APPTAINER_BIND")])])
+
+
+# Only read with --sdm apptainer.
+container: settings.values["container"]
 
 
 wildcard_constraints:
@@ -192,6 +214,30 @@ def cohort_permutations(wildcards):
     return expand(RESULTS / wildcards.cohort / "permutations" / "{row}.parquet", row=probe_rows(wildcards.cohort))
 
 
+def cost_settings():
+    """What the benchmark files do not say: recordings per cohort, and cores and GPUs of a stage's jobs."""
+    pretrain = settings.values["pretrain"]
+    training = training_resources(pretrain["gpus"], pretrain["nodes"])
+    return {
+        "recordings": {
+            cohort.name: sum(
+                recordings_of(RESULTS / cohort.name / "batches" / f"{batch}.tsv") for batch in batches_of(cohort.name)
+            )
+            for cohort in settings.cohorts
+        },
+        "pretrain_cohorts": settings.pretrain_cohorts,
+        "threads": {
+            "pretrain": pretrain["threads"] * training["nodes"],
+            "embed": pretrain["threads"],
+            "fmriprep": 8,
+        },
+        "gpus": {
+            "pretrain": pretrain["gpus"] * training["nodes"],
+            "embed": min(1, pretrain["gpus"]),
+        },
+    }
+
+
 def final_outputs():
     """What `snakemake` without a target makes: everything that the configuration asks for."""
     outputs = [RESULTS / cohort.name / "index.parquet" for cohort in settings.cohorts]
@@ -199,5 +245,5 @@ def final_outputs():
     outputs += [RESULTS / "pretrain" / encoder / "weights.safetensors" for encoder in settings.encoders]
     for cohort in settings.cohorts:
         outputs += of_batches("{cohort}/shards/{batch}.parquet", cohort.name)
-    outputs.append(RESULTS / "report.html")
+    outputs += [RESULTS / "report.html", RESULTS / "cost.tsv"]
     return outputs

@@ -14,7 +14,7 @@ rule embed:
         "../../envs/embed.yaml"
     threads: settings.values["pretrain"]["threads"]
     resources:
-        gpu=settings.values["pretrain"]["gpus"],
+        gpu=min(1, settings.values["pretrain"]["gpus"]),
         mem_mb=grows_with_attempt(8000),
         runtime=grows_with_attempt(120),
     params:

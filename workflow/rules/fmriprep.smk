@@ -13,6 +13,9 @@ rule fmriprep_prepare:
         RESULTS / "benchmarks" / "fmriprep" / "{cohort}" / "prepare.tsv"
     conda:
         "../../envs/fmriprep.yaml"
+    # It starts a container of its own.
+    container:
+        None
     params:
         settings=settings.json("fmriprep"),
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
@@ -33,6 +36,9 @@ rule fmriprep:
         RESULTS / "benchmarks" / "fmriprep" / "{cohort}" / "{participant}.tsv"
     conda:
         "../../envs/fmriprep.yaml"
+    # It starts a container of its own.
+    container:
+        None
     threads: 8
     resources:
         mem_mb=grows_with_attempt(16000),

@@ -15,7 +15,7 @@ rule pretrain:
         "../../envs/pretrain.yaml"
     threads: settings.values["pretrain"]["threads"]
     resources:
-        gpu=settings.values["pretrain"]["gpus"],
+        **training_resources(settings.values["pretrain"]["gpus"], settings.values["pretrain"]["nodes"]),
         mem_mb=grows_with_attempt(16000),
         runtime=grows_with_attempt(240),
     params:
@@ -27,5 +27,6 @@ rule pretrain:
         # Not an output: Snakemake deletes the outputs of a rule that fails, and checkpoints must survive that.
         checkpoints=lambda wildcards: RESULTS / "checkpoints" / wildcards.encoder,
     shell:
-        "OMP_NUM_THREADS={threads} python -m semantoks.pretrain --settings {params.settings:q} --shards {input.shards:q} --seed {params.seed}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.launch --nodes {resources.nodes} --processes {resources.processes} --threads {threads}"
+        " -- --settings {params.settings:q} --shards {input.shards:q} --seed {params.seed}"
         " {params.untrained} --checkpoints {params.checkpoints:q} --output {params.folder:q} > {log:q} 2>&1"

@@ -69,6 +69,8 @@ def train(
     )
     resumed = checkpoints.restore(objective, optimiser)
     first_step, n_steps = resumed.pop("next_step"), schedules.n_steps
+    if first_step and process_rank() == 0:
+        print(f"going on from the checkpoint after step {first_step - 1} of {n_steps}", file=sys.stderr)
     events = metrics.parent / "tensorboard" if settings.run.tensorboard else None
 
     with (

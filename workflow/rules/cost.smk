@@ -1,0 +1,17 @@
+rule cost:
+    # It reads the benchmark files, which belong to no rule's outputs, after everything else.
+    input:
+        rules.report.output,
+        expand(RESULTS / "{cohort}" / "index.parquet", cohort=[cohort.name for cohort in settings.cohorts]),
+    output:
+        RESULTS / "cost.tsv",
+    log:
+        RESULTS / "logs" / "cost.log",
+    conda:
+        "../../envs/tables.yaml"
+    params:
+        settings=json.dumps(cost_settings(), sort_keys=True),
+        code=code_version("cost"),
+        results=RESULTS,
+    shell:
+        "python -m semantoks.cost --settings {params.settings:q} --results {params.results:q} --output {output:q} > {log:q} 2>&1"
