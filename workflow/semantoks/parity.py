@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,20 @@ from torch import Tensor
 
 from semantoks.errors import UserError, run_command
 from semantoks.files import read_json
-from semantoks.model.authors_layout import (
-    authors_views,
-    check_keys,
-    expected_tensors,
-    is_dead,
-    load_branch,
-    networks_from_map,
-    read_checkpoint,
-)
-from semantoks.model.encoder import Encoder, ModelSettings, scan_features
+from semantoks.model.authors_layout import aliases, authors_views, constant_tensors, dead_constants, is_dead
+from semantoks.model.encoder import scan_features
 from semantoks.objectives.schedules import Schedules, cosine
-from semantoks.objectives.self_distillation import Losses, ObjectiveSettings, Projections, SelfDistillation
+from semantoks.objectives.self_distillation import Losses, Projections, SelfDistillation
 from semantoks.objectives.views import Views
+from semantoks.parity_reference import (
+    CONDITIONS,
+    OUTPUT_INPUTS,
+    SCALARS,
+    TEACHER_UPDATE,
+    TRAJECTORY,
+    Reference,
+    check_steps,
+)
 from semantoks.training.optimiser import make_optimiser, optimiser_step
 
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE, SCHEDULE_TOLERANCE = 1e-5, 1e-4, 1e-9
@@ -35,17 +37,29 @@ OUTPUT_TOLERANCE, GRADIENT_TOLERANCE, SCHEDULE_TOLERANCE = 1e-5, 1e-4, 1e-9
 
 @dataclass
 class Comparison:
-    """Worst relative error of every quantity."""
+    """Worst relative error of every quantity, and which tensors of the checkpoint the quantities depend on.
+
+    Attributes
+    ----------
+    errors, tolerances, worst : by quantity; ``worst`` says where within it.
+    reads : keys, and prefixes of live keys, that were compared; a mask embedding counts only by its key.
+    """
 
     errors: dict[str, float] = field(default_factory=dict)
     tolerances: dict[str, float] = field(default_factory=dict)
     worst: dict[str, str] = field(default_factory=dict)
+    reads: set[str] = field(default_factory=set)
 
     def add(self, quantity: str, found: Any, expected: Any, tolerance: float, detail: str = "") -> None:
         """Compare one array (max|a−b| / max|b|) or scalar (|a−b| / |b|) under a quantity's name."""
-        found, expected = (np.asarray(value, dtype=np.float64) for value in (found, expected))
+        try:
+            found, expected = (np.asarray(value, dtype=np.float64) for value in (found, expected))
+        except (TypeError, ValueError):
+            raise UserError(f"{quantity}: {detail}: expected numbers, found {expected!r}") from None
         if found.shape != expected.shape:
             raise UserError(f"{quantity}: expected the shape {expected.shape}, found {found.shape}")
+        if not expected.size:
+            raise UserError(f"{quantity}: expected values, found an empty array")
         scale = np.abs(expected).max()
         difference = np.abs(found - expected).max()
         error = float(difference / scale) if scale > 0 else float(difference)
@@ -58,6 +72,16 @@ class Comparison:
         """Quantities above their tolerance; NaN counts as above."""
         return [name for name, error in self.errors.items() if not error <= self.tolerances[name]]
 
+    def not_compared(self, keys: Iterable[str]) -> list[str]:
+        """Those of a checkpoint's keys that no compared quantity depends on."""
+        prefixes = tuple(name for name in self.reads if name.endswith(("_", ".")))
+
+        def read(key: str) -> bool:
+            apart = is_dead(key) or key.endswith(".mask_embedding")
+            return key in self.reads or (not apart and key.startswith(prefixes))
+
+        return sorted(key for key in keys if not read(key))
+
     def report(self) -> str:
         """One line per quantity."""
         lines = [f"{'quantity':<48} {'relative error':>14} {'tolerance':>10}"]
@@ -68,81 +92,32 @@ class Comparison:
         return "\n".join(lines)
 
 
-@dataclass
-class Reference:
-    """Files of a golden reference, and the model built from them."""
-
-    state: dict[str, Tensor]
-    arrays: dict[str, np.ndarray]
-    config: dict[str, Any]
-    expected: dict[str, Any]
-    dtype: torch.dtype = torch.float32
-
-    @classmethod
-    def read(cls, state_dict: Path, arrays: Path, expected: Path) -> Reference:
-        """Read weights, arrays and expected scalars."""
-        description = read_json(expected)
-        if not Path(arrays).is_file():
-            raise UserError(f"{arrays}: expected a file of arrays (.npz), found none")
-        with np.load(arrays) as archive:
-            loaded = {name: archive[name] for name in archive.files}
-        for name in ("network_map", "view1", "view2", "mask1", "mask2"):
-            if name not in loaded:
-                raise UserError(f"{arrays}: expected the array {name!r}, found {sorted(loaded)}")
-        return cls(read_checkpoint(state_dict), loaded, description["config"], description["expected"])
-
-    def objective(self) -> SelfDistillation:
-        """Student, teacher and heads with the stored weights."""
-        config, widths = self.config, [branch["out_channels"] for branch in self.config["tokenizer_config"]]
-        settings = ModelSettings(
-            width=config["embedding_dim"],
-            dense_width=widths[0],
-            depth=config["depth"],
-            head_width=config["embedding_dim"] // config["heads"],
-            mlp_width=config["mlp_dim"],
-            layer_scale=config["layer_scale_init_value"],
-            patch=config["patch_size"],
-            projection_hidden=config["projection_hidden_dim"],
-            projection_width=config["projection_bottleneck_dim"],
-        )
-        encoder = Encoder(settings, networks_from_map(self.arrays["network_map"].tolist()))
-        objective = SelfDistillation(
-            encoder,
-            ObjectiveSettings(token_weight=config["mask_loss_weight"], ttr_weight=config["network_loss_weight"]),
-        ).to(self.dtype)
-        n_patches = config["target_time_length"] // config["patch_size"]
-        roles = {"student": objective.student, "teacher": objective.teacher}
-        expected: dict[str, Tensor] = {}
-        for role, branch in roles.items():
-            expected |= expected_tensors(branch.state_dict(), branch.encoder, role, n_patches)
-        check_keys(self.state, expected)
-        for role, branch in roles.items():
-            load_branch(branch.state_dict(), branch.encoder, role, self.state)
-        return objective
-
-    def views(self, masked: bool) -> Views:
-        """The stored views, with the stored masks or none."""
-        mask = torch.cat([self.mask("mask1"), self.mask("mask2")]) if masked else None
-        return Views(torch.cat([self.bold("view1"), self.bold("view2")]), None, mask)
-
-    def bold(self, name: str) -> Tensor:
-        """A stored view, [B, ROI, T]."""
-        return torch.from_numpy(self.arrays[name]).to(self.dtype)
-
-    def mask(self, name: str) -> Tensor:
-        """A stored mask, [B, N, P] bool."""
-        return torch.from_numpy(self.arrays[name])
+_MASK_EMBEDDING = "_encoder.inter_network_transformer.mask_embedding"
+_READS = {
+    "student_tokenizer_output_view1": {"student_encoder.network_tokenizers."},
+    "student_tokens_view1_masked": {"student_encoder.", "student" + _MASK_EMBEDDING},
+    "teacher_tokens_view1": {"teacher_encoder."},
+    "features_cls_avg_view1": {"teacher_encoder."},
+    "teacher_projection_cls_view1": {"teacher_"},
+    "teacher_tokens_view1_no_cerebellum": {"teacher_encoder.", "teacher" + _MASK_EMBEDDING},
+    "teacher_tokens_view1_60_samples": {"teacher_encoder.", "teacher" + _MASK_EMBEDDING},
+    "student_proj_std": {"student_"},
+    "teacher_proj_std": {"teacher_"},
+    "network_mask_loss": set(),
+}
+"""What each quantity depends on; losses, which are not listed, on student and teacher."""
 
 
 def compare(reference: Reference, steps: Mapping[str, Any] | None = None) -> Comparison:
     """Recompute all quantities that the reference holds."""
     comparison = Comparison()
     _compare_outputs(reference, comparison)
-    for name in ("ttr_on", "ttr_off", "unmasked_ttr_on"):
+    _compare_fixed(reference, comparison)
+    for name in CONDITIONS:
         if name in reference.expected:
             _compare_losses(reference, name, comparison)
     for name, values in reference.expected.items():
-        if name.startswith("ema_after_update"):
+        if TEACHER_UPDATE.fullmatch(name):
             _compare_teacher_update(reference, name, values, comparison)
     if steps is not None:
         _compare_steps(reference, steps, comparison)
@@ -167,9 +142,26 @@ def _compare_outputs(reference: Reference, comparison: Comparison) -> None:
             reference.bold("view1_60_samples_padded"), reference.mask("mask_padding")
         ),
     }
+    assert found.keys() == OUTPUT_INPUTS.keys()
     for name, compute in found.items():
         if name in reference.arrays:
             comparison.add(name, compute(), reference.arrays[name], OUTPUT_TOLERANCE)
+            comparison.reads |= _READS[name]
+
+
+def _compare_fixed(reference: Reference, comparison: Comparison) -> None:
+    """Tensors that the method fixes, those of unused atlases included, and aliases against their originals."""
+    objective, state = reference.objective(), reference.state
+    for role, branch in (("student", objective.student), ("teacher", objective.teacher)):
+        constants = constant_tensors(branch.encoder, role, reference.n_patches) | dead_constants(state, role)
+        for key, value in constants.items():
+            comparison.add(f"fixed: {key.split('.')[-1]}", state[key], value, OUTPUT_TOLERANCE, key)
+            comparison.reads.add(key)
+    for key, original in aliases(state).items():
+        if original not in state:
+            raise UserError(f"checkpoint: {key}: expected {original} beside it, found none")
+        comparison.add("aliases of the projection heads", state[key], state[original], 0.0, key)
+        comparison.reads.add(key)
 
 
 def _step_losses(
@@ -182,25 +174,27 @@ def _step_losses(
 
 def _compare_losses(reference: Reference, name: str, comparison: Comparison) -> None:
     """All losses of one condition, and its gradient norms."""
-    expected, settings = reference.expected[name], ObjectiveSettings()
-    objective, views = reference.objective(), reference.views(masked="unmasked" not in name)
+    expected, masked = reference.expected[name], "unmasked" not in name
+    objective, views = reference.objective(), reference.views(masked)
     default = 0.0 if name == "ttr_off" else reference.config["network_loss_weight"]
     weight = expected.get("weight", default)
     losses, student, teacher = _step_losses(objective, views, weight)
-    token_weight = reference.config.get("mask_loss_weight", settings.token_weight)
     found = {
         "cls_loss": losses.cls,
         "network_loss": weight * losses.ttr,
         "within_view_loss": losses.token,
-        "mask_loss": token_weight * losses.token,
+        "mask_loss": reference.config["mask_loss_weight"] * losses.token,
         "total_loss": losses.total.detach(),
         "student_proj_std": student.cls[0].detach().std(dim=0).mean(),
         "teacher_proj_std": teacher.cls[0].std(dim=0).mean(),
         "network_mask_loss": 0.0,
     }
-    for key, value in expected.items():
-        if key in found:
-            comparison.add(f"{name}: {key}", found[key], value, OUTPUT_TOLERANCE)
+    assert found.keys() == set(SCALARS)
+    for key in [key for key in expected if key in found]:
+        comparison.add(f"{name}: {key}", found[key], expected[key], OUTPUT_TOLERANCE)
+        comparison.reads |= _READS.get(key, {"student_", "teacher_"})
+        if masked and "student_" in _READS.get(key, {"student_"}):
+            comparison.reads.add("student" + _MASK_EMBEDDING)
     if "grad_norms" in expected:
         losses.total.backward()
         norms = _authors_norms({n: p.grad for n, p in objective.student.named_parameters()}, objective, "student")
@@ -211,17 +205,20 @@ def _compare_teacher_update(
     reference: Reference, name: str, expected: Mapping[str, Any], comparison: Comparison
 ) -> None:
     """One EMA update; dead tensors, which this implementation does not carry, are updated from the file."""
-    step, total = (int(part.split("=")[1]) for part in name.removesuffix(")").split("(")[1].split(","))
+    matched = TEACHER_UPDATE.fullmatch(name)
+    assert matched is not None
+    step, total = map(int, matched.groups())
     momentum = cosine(reference.config["base_teacher_momentum"], 1.0, step / total)
     comparison.add("teacher momentum", momentum, expected["momentum"], SCHEDULE_TOLERANCE)
     objective = reference.objective()
     objective.after_step(momentum)
     norms = _authors_norms(dict(objective.teacher.named_parameters()), objective, "teacher")
     for key in expected["teacher_param_norms"]:
-        if is_dead(key):
+        if is_dead(key) and key in reference.state:
             teacher, student = reference.state[key], reference.state[key.replace("teacher_", "student_", 1)]
             norms[key] = float(torch.lerp(teacher, student, 1 - momentum).norm())
     _compare_norms(comparison, "teacher norms after update", norms, expected["teacher_param_norms"], OUTPUT_TOLERANCE)
+    comparison.reads |= expected["teacher_param_norms"].keys()
 
 
 def _compare_steps(reference: Reference, steps: Mapping[str, Any], comparison: Comparison) -> None:
@@ -244,11 +241,13 @@ def _compare_steps(reference: Reference, steps: Mapping[str, Any], comparison: C
             "cls_token_norm": objective.student.encoder.cls_token.detach().norm(),
             "teacher_projection_head_norm": head.norm(),
         }
+        assert found.keys() == set(TRAJECTORY)
         for key, value in found.items():
             comparison.add(f"steps: {key}", value, steps[key][step], OUTPUT_TOLERANCE, f"step {step}")
     norms = _authors_norms(dict(objective.student.named_parameters()), objective, "student")
     norms |= _authors_norms(dict(objective.teacher.named_parameters()), objective, "teacher")
     _compare_norms(comparison, "steps: final parameter norms", norms, steps["final_parameter_norms"], OUTPUT_TOLERANCE)
+    comparison.reads |= steps["final_parameter_norms"].keys()
 
 
 def _authors_norms(tensors: Mapping[str, Tensor | None], objective: SelfDistillation, role: str) -> dict[str, float]:
@@ -268,6 +267,11 @@ def _compare_norms(
         comparison.add(quantity, found[key], value, tolerance, key)
 
 
+def _by_kind(keys: Iterable[str]) -> list[str]:
+    """Keys of all networks of an atlas as one, with ``*`` for the network."""
+    return list(dict.fromkeys(re.sub(r"(network_tokenizers\.\w+)\.\d+\.", r"\1.*.", key) for key in keys))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, print one line per quantity, exit with 1 when one is above its tolerance."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.parity", description=__doc__)
@@ -277,8 +281,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=Path, help="expected trajectory of optimiser steps (.json)")
     arguments = parser.parse_args(argv)
     reference = Reference.read(arguments.state_dict, arguments.arrays, arguments.expected)
-    comparison = compare(reference, read_json(arguments.steps) if arguments.steps else None)
+    steps = read_json(arguments.steps) if arguments.steps else None
+    if steps is not None:
+        check_steps(steps, str(arguments.steps))
+    comparison = compare(reference, steps)
     print(comparison.report())
+    for line in _by_kind(comparison.not_compared(reference.state)):
+        print(f"not compared, nothing expected depends on it: {line}")
     if comparison.failed:
         print(f"FAILED: {', '.join(comparison.failed)}")
         raise SystemExit(1)

@@ -138,6 +138,22 @@ def constant_tensors(encoder: Encoder, role: str, n_patches: int) -> dict[str, T
     return constants
 
 
+def dead_constants(state: Mapping[str, Tensor], role: str) -> dict[str, Tensor]:
+    """Fixed buffers of the unused tokenizers that a checkpoint has: no forward pass has ever set their norms."""
+    values = {"multiplier": 2.0, "kernel_norm": 1.0, "kernel_norm_initialized": False}
+    constants: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = key.split(".")[-1]
+        if is_dead(key) and key.startswith(f"{role}_encoder.") and name in values:
+            constants[key] = torch.full_like(tensor, values[name])
+    return constants
+
+
+def aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Keys that repeat another tensor of a checkpoint, and the key of that other tensor."""
+    return {key: key.replace("_mask_predictor.", "_predictor.") for key in state if "_mask_predictor." in key}
+
+
 def is_dead(key: str) -> bool:
     """Whether a key of the authors' layout holds a tensor that no output depends on."""
     return any(f"network_tokenizers.{atlas}." in key for atlas in DEAD_ATLASES) or (
