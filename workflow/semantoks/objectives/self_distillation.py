@@ -72,9 +72,9 @@ class Losses(NamedTuple):
 class SelfDistillation(nn.Module):
     """Student, teacher and their losses.
 
-    The small interface that any objective offers the training loop: ``project_student`` and ``project_teacher`` of
-    the views, ``losses`` from the projections, ``after_step``. Keeping projections and losses apart lets gradient
-    accumulation see the covariance of the whole batch.
+    What a training step asks of it: ``project_student`` and ``project_teacher`` of the views, ``losses`` from the
+    projections, ``after_step``. Keeping projections and losses apart lets gradient accumulation see the covariance of
+    the whole batch. Another objective with a student and a teacher offers the same.
     """
 
     def __init__(self, encoder: Encoder, settings: ObjectiveSettings) -> None:
