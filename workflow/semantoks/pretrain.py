@@ -64,9 +64,7 @@ def train(
     precision = choose_precision(settings.run.precision, device)
     compile_encoders(objective, settings, device)
     log_every = settings.run.log_every or (1 if device.type == "cpu" else 10)
-    collapsed = collapsed_coding_rate(
-        rows_of_covariance(settings, sampler), settings.model.projection_width, settings.objective.epsilon
-    )
+    collapsed = coding_rate_at_collapse(settings, sampler)
     resumed = checkpoints.restore(objective, optimiser)
     first_step, n_steps = resumed.pop("next_step"), schedules.n_steps
     if first_step and process_rank() == 0:
@@ -116,10 +114,11 @@ def make_objective(settings: PretrainSettings, corpus: Corpus, seed: int) -> Sel
         return SelfDistillation(Encoder(settings.model, corpus.networks), settings.objective)
 
 
-def rows_of_covariance(settings: PretrainSettings, sampler: Sampler) -> int:
-    """m of the coding rate: scans that share one covariance."""
+def coding_rate_at_collapse(settings: PretrainSettings, sampler: Sampler) -> float:
+    """What is logged as coding rate when all scans that share one covariance have the same features."""
     parts = settings.optimiser.micro_batches if settings.optimiser.accumulation == "separate" else 1
-    return max(1, sampler.batch // parts)
+    n_rows = max(1, sampler.batch // parts)
+    return collapsed_coding_rate(n_rows, settings.model.projection_width, settings.objective.epsilon)
 
 
 def make_schedules(settings: PretrainSettings, sampler: Sampler) -> Schedules:
