@@ -53,4 +53,4 @@ RESOURCES = {
 
 @pytest.mark.parametrize(("gpus", "nodes"), RESOURCES)
 def test_resources_of_a_training(gpus, nodes):
-    assert training_resources(gpus, nodes) == RESOURCES[gpus, nodes]
+    assert training_resources(gpus, nodes) == RESOURCES[gpus, nodes] | {"slurm_extra": "--signal=TERM@120"}

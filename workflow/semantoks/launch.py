@@ -12,6 +12,8 @@ from typing import Any
 from semantoks.errors import UserError, run_command
 
 TRAINING = "semantoks.pretrain"
+WARNING = "--signal=TERM@120"
+"""Two minutes before the time limit Slurm sends SIGTERM: the training writes a checkpoint and stops."""
 
 
 def training_resources(gpus: int, nodes: int) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def training_resources(gpus: int, nodes: int) -> dict[str, Any]:
     -------
     On one node the plugin starts the job with its own srun; on several, ``mpi`` makes it leave that to :func:`command`.
     """
-    resources: dict[str, Any] = {"nodes": nodes, "processes": max(gpus, 1)}
+    resources: dict[str, Any] = {"nodes": nodes, "processes": max(gpus, 1), "slurm_extra": WARNING}
     if nodes == 1:
         return resources | {"gpu": gpus}
     resources |= {"mpi": "srun", "tasks": nodes}
