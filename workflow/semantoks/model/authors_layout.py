@@ -6,11 +6,13 @@ as views, so that writing into a view imports and reading it exports.
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -22,6 +24,13 @@ from semantoks.model.tokenizer import SemanticTokenizer
 
 LIVE_ATLAS = "schaefer400"
 DEAD_ATLASES = ("tian3", "buckner7")
+DESCRIPTION = "semantoks"
+"""Key of our exports beside ``model_state_dict`` (in safetensors: of the metadata)."""
+DESCRIBED = (
+    *("head_width", "patch", "crop", "networks", "network_order", "roi_names"),
+    *("shard_settings", "min_network_valid", "atlas"),
+)
+"""What it holds: a config's values that the tensors do not show."""
 _BLOCK_NAMES = {
     "attention_norm.weight": "norm1.weight",
     "attention_norm.bias": "norm1.bias",
@@ -109,21 +118,93 @@ def _tokenizer_views(tensors: Mapping[str, Tensor], tokenizer: SemanticTokenizer
 
 def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
     """Tensors of a ``.pth`` (nothing is unpickled but tensors) or safetensors file, without the prefix ``module.``."""
+    state, _ = read_described_checkpoint(path)
+    return state
+
+
+def read_described_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors as :func:`read_checkpoint` gives them, and what :func:`write_checkpoint` stored beside them, if anything.
+
+    Raises
+    ------
+    UserError
+        For a file that is no checkpoint of tensors.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint (.pth or .safetensors), found no file")
-    state: Any
+    stored = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled_tensors(path)
+    state = stored.get("model_state_dict", stored) if isinstance(stored, dict) else stored
+    tensors = isinstance(state, dict) and {
+        str(key): value for key, value in state.items() if isinstance(value, Tensor) and isinstance(key, str)
+    }
+    if not tensors or len(tensors) < len(state):
+        raise UserError(
+            f"{path}: expected a dictionary `model_state_dict` of tensors, found {_described(state)}; give the "
+            "checkpoint as its authors published it"
+        )
+    return {key.removeprefix("module."): value for key, value in tensors.items()}, _description(stored, path)
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write ``.pth`` or safetensors; the description lies outside of the ``model_state_dict`` that strict loaders read.
+
+    Parameters
+    ----------
+    description : what the tensors do not show, JSON-able.
+    """
+    tensors, text = dict(state), json.dumps(description, sort_keys=True)
+    if path.suffix == ".pth":
+        with open(path, "wb") as file:  # given a path, torch writes its name into the file
+            torch.save({"model_state_dict": tensors, DESCRIPTION: text}, file)
+    else:
+        safetensors.torch.save_file(tensors, path, metadata={DESCRIPTION: text})
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path}: expected a checkpoint of tensors, found {error}") from None
-    state = state.get("model_state_dict", state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: expected `model_state_dict` with tensors only, found something else")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+        with safetensors.safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        return {**about, "model_state_dict": safetensors.torch.load_file(path)}
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: expected a checkpoint of tensors (.safetensors), found {error}") from None
+
+
+def _read_pickled_tensors(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # torch's own text advises to unpickle anything
+        raise UserError(
+            f"{path}: expected a checkpoint of tensors (.pth), found something else: no checkpoint, or one with Python "
+            "objects, which are not unpickled; save its state dict alone, or as .safetensors"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise UserError(
+            f"{path}: expected a checkpoint of tensors (.pth), found a file that is damaged or none; fetch it again"
+        ) from None
+
+
+def _described(state: Any) -> str:
+    """What was found instead of a dictionary of tensors."""
+    if not isinstance(state, dict):
+        return f"a {type(state).__name__}"
+    others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
+    return f"{others[0]!r} with something else" if others else "no tensor"
+
+
+def _description(stored: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    text = stored.get(DESCRIPTION)
+    if text is None:
+        return None
+    try:
+        description = json.loads(text)
+        missing = sorted(set(DESCRIBED) - description.keys())
+    except (TypeError, ValueError, AttributeError):
+        raise UserError(f"{path}: expected JSON under {DESCRIPTION!r}, found something else; export it again") from None
+    if missing:
+        raise UserError(f"{path}: expected {missing} under {DESCRIPTION!r}, found none; export it again")
+    return dict(description)
 
 
 def constant_tensors(encoder: Encoder, role: str, n_patches: int) -> dict[str, Tensor]:
