@@ -51,6 +51,7 @@ docs: $(VENV)/installed  ## Refresh the tables of keys in config/README.md
 bench: $(VENV)/installed  ## Measure speed on this machine
 	$(RUN) python benchmarks/parcellate.py
 	$(RUN) python benchmarks/pretrain.py
+	$(RUN) python benchmarks/probe.py
 
 chaos: $(VENV)/installed-test  ## Kill random processes of a small run 50 times (KILLS), each followed by a rerun; compare the results
 	$(RUN) python tests/chaos.py --kills $(KILLS)

@@ -63,6 +63,7 @@ wildcard_constraints:
     row=r"[A-Za-z][A-Za-z0-9-]*(_seed-\d+)?",
     participant=r"sub-[A-Za-z0-9+]+(_ses-[A-Za-z0-9+]+)?",
     protocol="random|leave-site-out|given",
+    network=r"bnt|windows|(finetuned|lora)-[A-Za-z0-9-]+_seed-\d+",
 
 
 def grows_with_attempt(amount):
@@ -207,7 +208,27 @@ def probe_rows(cohort):
 
 
 def cohort_probes(wildcards):
-    return expand(RESULTS / wildcards.cohort / "probes" / "{row}.parquet", row=probe_rows(wildcards.cohort))
+    rows = expand(RESULTS / wildcards.cohort / "probes" / "{row}.parquet", row=probe_rows(wildcards.cohort))
+    return rows + expand(RESULTS / wildcards.cohort / "supervised" / "{network}.parquet", network=supervised_networks())
+
+
+def supervised_networks():
+    """Networks that are trained on labels: those from nothing once, fine-tuned ones for each encoder named."""
+    section = settings.section("supervised")
+    tuned = [model for model in section["models"] if model in ("finetuned", "lora")]
+    networks = [model for model in section["models"] if model not in tuned]
+    return networks + [f"{model}-{encoder}" for model in tuned for encoder in section["encoders"]]
+
+
+def supervised_weights(wildcards):
+    """Weights and configuration of the encoder to fine-tune; nothing for networks from nothing."""
+    model, _, encoder = wildcards.network.partition("-")
+    return folder_files(f"pretrain/{encoder}", ["weights.safetensors", "config.json"]) if encoder else []
+
+
+def supervised_settings(wildcards):
+    section = {key: value for key, value in settings.section("supervised").items() if key not in ("models", "encoders")}
+    return settings.cohort(wildcards.cohort).probe_json(supervised=section)
 
 
 def cohort_permutations(wildcards):

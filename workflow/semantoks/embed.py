@@ -20,8 +20,9 @@ from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, sha256, write_table
 from semantoks.model.encoder import Encoder, scan_features
 from semantoks.model.encoder_folder import LoadedEncoder, load_encoder
-from semantoks.training.corpus import Corpus, load_corpus
+from semantoks.training.corpus import Corpus
 from semantoks.training.device import choose_device, choose_precision
+from semantoks.training.encoder_corpus import crop_starts, load_matching_corpus
 from semantoks.training.hdf5 import load_hdf5
 from semantoks.training.settings import from_mapping
 
@@ -50,13 +51,6 @@ class EmbedSettings:
     def __post_init__(self) -> None:
         if self.crops < 1 or self.batch < 1:
             raise UserError(f"embed.crops, embed.batch: expected at least 1, found {self.crops} and {self.batch}")
-
-
-def crop_starts(n_frames: int, crop: int, n_crops: int) -> list[int]:
-    """First samples of evenly spaced crops: linspace(0, T − crop, n) truncated; one crop when T ≤ crop."""
-    if n_frames <= crop:
-        return [0]
-    return [int(start) for start in np.linspace(0, n_frames - crop, n_crops)]
 
 
 def all_crops(corpus: Corpus, crop: int, n_crops: int) -> pd.DataFrame:
@@ -91,27 +85,6 @@ def select_features(tokens: Tensor, present: Tensor, settings: EmbedSettings) ->
     both = scan_features(tokens, present if settings.present_tokens_only else None)
     average, cls = both.chunk(2, dim=-1)
     return {"cls_avg": both, "average": average, "cls": cls}[settings.features]
-
-
-def load_matching_corpus(shards: Sequence[Path], loaded: LoadedEncoder) -> Corpus:
-    """Shards as the encoder's ROIs; another sampling interval or unknown ROIs are errors."""
-    config = loaded.config
-    corpus = load_corpus(
-        shards,
-        config["min_network_valid"],
-        config["model"]["tokenizer"],
-        networks=loaded.encoder.networks,
-        roi_names=config["roi_names"],
-        min_frames=2 * config["model"]["patch"],
-    )
-    expected = (config.get("shard_settings") or {}).get("tr")
-    found = (corpus.source.get("settings") or {}).get("tr")
-    if expected is not None and found is not None and expected != found:
-        raise UserError(
-            f"{shards[0]}: expected a TR of {expected} s, as {loaded.path} was trained on, found {found} s; "
-            "make shards with that TR"
-        )
-    return corpus
 
 
 def load_matching_hdf5(path: Path, atlas: str, loaded: LoadedEncoder) -> Corpus:

@@ -29,10 +29,17 @@ METRIC_LABELS = {
     "mae": "mean absolute error",
     "site_r": "within-site Pearson r",
 }
-COLOURS = {"reference": "#777777", "connectivity": "#0072B2", "untrained": "#E69F00", "pretrained": "#009E73"}
+COLOURS = {
+    "reference": "#777777",
+    "connectivity": "#0072B2",
+    "supervised": "#CC79A7",
+    "untrained": "#E69F00",
+    "pretrained": "#009E73",
+}
 LABELS = {
     "reference": "without brain data",
     "connectivity": "functional connectivity",
+    "supervised": "trained on labels alone",
     "untrained": "encoder as initialised",
     "pretrained": "pretrained encoder",
 }
@@ -42,7 +49,7 @@ PANELS_ACROSS = 4
 def kind_of(row: str) -> str:
     """What a row of the table rests on; decides its colour."""
     place = row_place(row)[0]
-    return ("reference", "reference", "connectivity", "untrained", "pretrained")[place]
+    return ("reference", "reference", "connectivity", "supervised", "untrained", "pretrained")[place]
 
 
 def forest(scores: pd.DataFrame, simulated: bool = False) -> Figure:

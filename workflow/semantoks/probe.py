@@ -24,10 +24,11 @@ from semantoks.baselines.feature_table import FeatureTable, read_feature_table
 from semantoks.baselines.features import CropFeatures, Features, read_embeddings
 from semantoks.baselines.linear import fit, principal_scores, tune
 from semantoks.baselines.permutation import LEAVE_SITE_OUT, null_values, permute, permuted_orders
+from semantoks.baselines.prediction_rows import Origin, describe, people_of, rows_of, with_key
 from semantoks.baselines.tasks import Permuted, Prediction, Task, read_tasks
 from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, read_table, read_tables, write_table
-from semantoks.phenotypes import Cohort, class_names, families, phenotype_values, read_participants, site_groups, sites
+from semantoks.phenotypes import Cohort, read_participants, sites
 
 MAJORITY = "majority"
 CONFOUNDS = "confounds"
@@ -128,47 +129,6 @@ def predict_row(
     yield from predict_solved(features, tasks, [head for head in SOLVED if head in settings["heads"]], settings, orders)
 
 
-def rows_of(
-    row: str, head: str, features: Features | None, task: Task, prediction: Prediction, people: pd.DataFrame
-) -> pd.DataFrame:
-    """The rows of the probe table for one task: one per test participant.
-
-    Parameters
-    ----------
-    row : name of the features (an encoder without its seed).
-    people : columns ``site``, ``site_group``, ``family``; indexed by participant, in the order of the features.
-    """
-    encoder = features if isinstance(features, CropFeatures) else None
-    tested = people.iloc[task.test]
-    table = pd.DataFrame({"participant_id": tested.index.to_numpy(dtype=str)})
-    table["row"] = row if features is None else f"{row}-{head}"
-    table["head"] = head
-    table["encoder"] = encoder.encoder if encoder else None
-    table["pretrain_seed"] = pd.Series(encoder.seed if encoder else None, index=table.index, dtype="Int64")
-    table["features"] = MAJORITY if features is None else features.name
-    table["phenotype"] = task.phenotype.name
-    table["protocol"] = task.protocol
-    table["repetition"] = task.repetition
-    table["fold"] = task.fold
-    table["split_checksum"] = task.checksum
-    table["n_train"] = prediction.n_train
-    for name in ("site", "site_group", "family"):
-        table[name] = tested[name].to_numpy()
-    table["setting"] = prediction.setting
-    table["bin_edges"] = pd.Series([task.bin_edges] * len(table), index=table.index)
-    table["y_true"] = task.target[task.test].astype(np.float64)
-    table["y_score"] = list(prediction.scores)
-    table["transductive"] = _was_seen(features, table["participant_id"])
-    return table
-
-
-def _was_seen(features: Features | None, participants: pd.Series) -> pd.Series | bool:
-    """Whether pretraining saw the participants; of a user's own features their settings say it."""
-    if isinstance(features, FeatureTable):
-        return features.seen
-    return participants.isin(features.seen) if isinstance(features, CropFeatures) else False
-
-
 def read_mean_fd(qc: Sequence[str]) -> pd.Series | None:
     """Mean framewise displacement [mm] of each participant, averaged over usable recordings; None without QC files."""
     if not qc:
@@ -240,35 +200,32 @@ def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame,
     features = read_features(arguments, cohort, table)
     splits = read_table(arguments.splits, ["cohort", "participant_id"])
     participants = sorted(set(splits["participant_id"])) if features is None else features.participants
-    people = pd.DataFrame(
-        {"site": sites(cohort, table), "site_group": site_groups(cohort, table), "family": families(cohort, table)}
-    ).reindex(participants)
+    people = people_of(cohort, table, participants)
     tasks = read_tasks(arguments.splits, cohort, table, participants)
     if arguments.row == COMBAT:
         tasks = without_held_out_sites(tasks)
     row = arguments.row.split("_seed-")[0]
+    origin = origin_of(features)
     predictions = predict_row(features, tasks, settings, device, LabelOrders(tasks, people, settings))
     rows, permuted = [], Nulls(people["site_group"].to_numpy())
     for head, task, made in tqdm(predictions, desc=arguments.row, unit="fit", disable=None):
-        rows.append(rows_of(row, head, features, task, made, people))
+        rows.append(rows_of(row if features is None else f"{row}-{head}", head, origin, task, made, people))
         permuted.add(rows[-1]["row"].iloc[0], task, made.permuted)
     table_of_rows = pd.concat(rows)
-    tables = [_with_key(table_of_rows, splits), permuted.table()]
-    tables[1].insert(0, "cohort", splits["cohort"].iloc[0])
-    tables[1].insert(2, "pretrain_seed", pd.Series(_seed(features), index=tables[1].index, dtype="Int64"))
-    return tables[0], tables[1], describe(cohort, table)
+    cohort_name = str(splits["cohort"].iloc[0])
+    nulls = permuted.table()
+    nulls.insert(0, "cohort", cohort_name)
+    nulls.insert(2, "pretrain_seed", pd.Series(origin.seed, index=nulls.index, dtype="Int64"))
+    return with_key(table_of_rows, cohort_name), nulls, describe(cohort, table)
 
 
-def _seed(features: Features | None) -> int | None:
-    return features.seed if isinstance(features, CropFeatures) else None
-
-
-def _with_key(rows: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
-    rows.insert(0, "cohort", splits["cohort"].iloc[0])
-    rows.insert(2, "session_id", pd.Series(None, index=rows.index, dtype="string"))
-    rows.insert(3, "recording_id", pd.Series(None, index=rows.index, dtype="string"))
-    order = ["phenotype", "protocol", "repetition", "fold", "row", "participant_id"]
-    return rows.sort_values(order, ignore_index=True)
+def origin_of(features: Features | None) -> Origin:
+    """Where a row's features come from."""
+    if features is None:
+        return Origin(MAJORITY)
+    if isinstance(features, CropFeatures):
+        return Origin(features.name, features.encoder, features.seed, features.seen)
+    return Origin(features.name, seen=isinstance(features, FeatureTable) and features.seen)
 
 
 class Nulls:
@@ -305,20 +262,6 @@ def without_held_out_sites(tasks: Sequence[Task]) -> list[Task]:
     if len(kept) < len(tasks):
         print(message, file=sys.stderr)
     return kept
-
-
-def describe(cohort: Cohort, table: pd.DataFrame) -> dict[str, Any]:
-    """What tables say about each phenotype: its type, classes, bins and published task."""
-    described = {}
-    for name, phenotype in cohort.phenotypes.items():
-        values = phenotype_values(phenotype, table)
-        described[name] = {
-            "type": phenotype.type,
-            "classes": class_names(phenotype, values) if phenotype.type == "classification" else None,
-            "bins": phenotype.bins,
-            "published": phenotype.published,
-        }
-    return {"phenotypes": described}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -25,7 +25,7 @@ REPORT = Path(__file__).resolve().parents[1] / "report"
 """Folder of the template and of the captions, which Snakemake's own report uses as well."""
 STAGES = (
     *("index", "fmriprep", "atlas", "networks", "parcellate", "import_timeseries", "qc", "shards", "pretrain"),
-    *("embed", "splits", "probe", "tables", "figures"),
+    *("embed", "splits", "probe", "supervised", "tables", "figures"),
 )
 SHOWN_SETTINGS: dict[str, tuple[str, ...] | None] = {
     "parcellate": None,

@@ -130,11 +130,20 @@ def _task(cohort: str, phenotype: str, protocol: str, kind: str, group: pd.DataF
     )
 
 
+FROM_NOTHING = ("bnt", "windows")
+"""Rows of networks that were trained on the labels alone."""
+
+
 def row_place(name: str) -> tuple[int, str]:
-    """Where a row stands in a table: references first, what was trained last."""
+    """Where a row stands in a table: references first, then networks trained on labels alone, what was pretrained last.
+
+    0 majority, 1 confounds, 2 connectivity, 3 networks from nothing, 4 encoders as initialised, 5 everything else.
+    """
     kinds = ("majority", "confounds-", "fc-")
     place = next((number for number, kind in enumerate(kinds) if name.startswith(kind)), len(kinds))
-    return place + ("-random-" not in name and place == len(kinds)), name
+    if place == len(kinds) and name not in FROM_NOTHING:
+        place += 1 if "-random-" in name else 2
+    return place, name
 
 
 def _repetition(tested: pd.DataFrame, number: pd.Series) -> Repetition:

@@ -20,7 +20,7 @@ from semantoks.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMAS = REPOSITORY / "workflow" / "schemas"
-SECTIONS = ("fmriprep", "atlas", "networks", "parcellate", "qc", "shards", "embed", "probe", "tables")
+SECTIONS = ("fmriprep", "atlas", "networks", "parcellate", "qc", "shards", "embed", "probe", "supervised", "tables")
 
 
 RECORDING_KEYS = (
@@ -172,7 +172,13 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> Settings:
             )
     for cohort in cohorts:
         _check_features(cohort, values)
-    return Settings(values, tuple(cohorts))
+    settings = Settings(values, tuple(cohorts))
+    strangers = sorted(set(values["supervised"]["encoders"]) - set(settings.encoders))
+    if strangers:
+        raise UserError(
+            f"{where}: key 'supervised.encoders': expected some of {sorted(settings.encoders)}, found {strangers}"
+        )
+    return settings
 
 
 def _check_features(cohort: Cohort, values: Mapping[str, Any]) -> None:

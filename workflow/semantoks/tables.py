@@ -194,6 +194,11 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
         "Within-site AUROC: mean over sites weighted by the pairs compared; within-site r: weighted by participants "
         "less one. Sites with one class have none.",
     ]
+    trained = sorted(set(scores.loc[scores["head"].isin(["finetuned", "lora", "bnt", "windows"]), "row"]))
+    if trained:
+        notes.append(
+            f"{', '.join(trained)}: networks trained on the training part alone; the validation part chooses the epoch."
+        )
     seen = sorted(set(scores.loc[scores["transductive"] > 0, "row"]))
     notes.append(
         f"Transductive: the pretraining of {', '.join(seen)} saw recordings of tested participants, without labels."

@@ -1,0 +1,171 @@
+"""Networks trained on the labels of every split: encoders fine-tuned fully or by LoRA, BNT, window transformer.
+
+``python -m semantoks.supervised`` writes the same rows as the stage probe. Same splits, no refit: the validation part
+chooses the epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from semantoks.baselines.connectivity import read_connectivity
+from semantoks.baselines.features import Index
+from semantoks.baselines.finetuning import Crops, FineTuned, LoRA
+from semantoks.baselines.network_training import Inputs, Network, TrainingSettings, fit_network
+from semantoks.baselines.prediction_rows import Origin, describe, people_of, rows_of, with_key
+from semantoks.baselines.supervised_networks import (
+    BrainNetworkTransformer,
+    FromNothing,
+    Matrices,
+    WindowTransformer,
+    without_mask,
+)
+from semantoks.baselines.tasks import Task, read_tasks
+from semantoks.errors import UserError, run_command
+from semantoks.files import provenance, read_metadata, read_table, write_table
+from semantoks.model.encoder_folder import load_encoder
+from semantoks.phenotypes import Cohort, read_participants
+from semantoks.training.corpus import Corpus, load_corpus
+from semantoks.training.encoder_corpus import load_matching_corpus
+
+FULL, LORA, BNT, WINDOWS = "finetuned", "lora", "bnt", "windows"
+MODELS = (FULL, LORA, BNT, WINDOWS)
+CROP = 100
+"""Frames that the window transformer sees at once."""
+
+
+class WindowCrops(Crops):
+    """Crops without marks of absent tokens."""
+
+    def training(self, participants: Index, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """One augmented crop of each participant."""
+        return without_mask(super().training(participants, generator))
+
+    def testing(self, participants: Index) -> Iterator[tuple[Index, tuple[torch.Tensor, ...]]]:
+        """Every regular crop."""
+        for owner, inputs in super().testing(participants):
+            yield owner, without_mask(inputs)
+
+
+class Recipe:
+    """How to make a model's inputs and, for every split, a fresh network."""
+
+    def __init__(self, inputs: Inputs, fresh: Callable[[Task], Network], origin: Origin, settings: TrainingSettings):
+        self.inputs, self.fresh, self.origin, self.settings = inputs, fresh, origin, settings
+
+
+def make_recipe(
+    model: str, weights: Path | None, shards: Sequence[Path], participants: Sequence[str], given: Mapping[str, Any]
+) -> Recipe:
+    """Inputs and network of a model.
+
+    Raises
+    ------
+    UserError
+        When an encoder is needed and not given.
+    """
+    own = ("epochs", "batch", "weight_decay", "clip_norm")
+    settings = TrainingSettings(**{name: given[name] for name in own}, learning_rate=given["learning_rate"][model])
+    if model == BNT:
+        connectivity = read_connectivity(shards, 0.0)
+        rows = [connectivity.participants.index(name) for name in participants]
+        inputs: Inputs = Matrices.from_edges(connectivity.edges[rows], connectivity.valid.shape[1])
+        n_rois = connectivity.valid.shape[1]
+        return Recipe(inputs, _from_nothing(BrainNetworkTransformer, n_rois), Origin(BNT), settings)
+    if model == WINDOWS:
+        corpus = load_corpus(shards)
+        inputs = WindowCrops(corpus, participants, CROP, CROP, given["crops"])
+        return Recipe(inputs, _from_nothing(WindowTransformer, len(corpus.roi_names)), Origin(WINDOWS), settings)
+    if weights is None:
+        raise UserError(f"--model {model} needs --weights, found none; name the folder of an encoder")
+    loaded = load_encoder(weights)
+    corpus = load_matching_corpus(shards, loaded)
+    encoder, config = loaded.encoder, loaded.config
+    crops = Crops(corpus, participants, config["crop"], config["model"]["patch"], given["crops"])
+    name = loaded.path.parent.name
+    origin = Origin(model, name, _seed(name), _seen(config, corpus))
+
+    def fresh(task: Task) -> Network:
+        outputs = max(task.n_classes, 1)
+        with torch.random.fork_rng():
+            torch.manual_seed(task.seed)
+            if model == FULL:
+                return FineTuned(encoder, outputs, given["layer_decay"])
+            return LoRA(encoder, outputs, given["lora_rank"], task.seed)
+
+    return Recipe(crops, fresh, origin, settings)
+
+
+def _from_nothing(kind: type[torch.nn.Module], n_rois: int) -> Callable[[Task], Network]:
+    return lambda task: FromNothing(kind, n_rois, max(task.n_classes, 1), task.seed)
+
+
+def _seed(encoder: str) -> int | None:
+    name, _, seed = encoder.rpartition("_seed-")
+    return int(seed) if name and seed.isdigit() else None
+
+
+def _seen(config: Mapping[str, Any], corpus: Corpus) -> frozenset[str]:
+    cohort = corpus.table["cohort"].iloc[0]
+    return frozenset(person for where, person in config.get("pretrain_recordings") or [] if where == cohort)
+
+
+def predict(recipe: Recipe, row: str, head: str, tasks: Sequence[Task], people: pd.DataFrame) -> pd.DataFrame:
+    """Train on every split and give all predictions."""
+    rows = []
+    for task in tqdm(tasks, desc=row, unit="split", disable=None):
+        prediction, _ = fit_network(recipe.fresh(task), recipe.inputs, task, recipe.settings)
+        rows.append(rows_of(row, head, recipe.origin, task, prediction, people))
+    return pd.concat(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: one model on every split of a cohort."""
+    parser = argparse.ArgumentParser(prog="python -m semantoks.supervised", description=__doc__)
+    parser.add_argument("--settings", required=True, type=json.loads, help="cohort's participants, section supervised")
+    parser.add_argument("--model", required=True, choices=MODELS)
+    parser.add_argument("--weights", type=Path, help="folder of the encoder to fine-tune")
+    parser.add_argument("--splits", required=True, help="splits.parquet of the cohort")
+    parser.add_argument("--shards", required=True, nargs="+", type=Path, help="the cohort's shards")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to torch")
+    parser.add_argument("--output", required=True, help="predictions (Parquet)")
+    arguments = parser.parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    began = time.perf_counter()
+    cohort, given = Cohort.from_settings(arguments.settings), arguments.settings["supervised"]
+    table = read_participants(cohort)
+    splits = read_table(arguments.splits, ["cohort", "participant_id", "protocol"])
+    participants = sorted(set(splits["participant_id"]))
+    tasks = [t for t in read_tasks(arguments.splits, cohort, table, participants) if t.protocol in given["protocols"]]
+    if not tasks:
+        raise UserError(
+            f"supervised.protocols: expected one of {sorted(set(splits['protocol']))}, found {given['protocols']}"
+        )
+    recipe = make_recipe(arguments.model, arguments.weights, arguments.shards, participants, given)
+    encoder = (recipe.origin.encoder or "").split("_seed-")[0]
+    row = f"{encoder}-{arguments.model}" if encoder else arguments.model
+    rows = predict(recipe, row, arguments.model, tasks, people_of(cohort, table, participants))
+    rows = with_key(rows, str(splits["cohort"].iloc[0]))
+    about = describe(cohort, table) | {
+        "cohort": rows["cohort"].iloc[0],
+        "splits": read_metadata(arguments.splits)["settings"]["probe"],
+    }
+    inputs = [cohort.participants["path"], arguments.splits, *map(str, arguments.shards)]
+    write_table(arguments.output, rows, provenance("supervised", arguments.settings, inputs, **about))
+    seconds = time.perf_counter() - began
+    print(f"{row}: {len(rows)} predictions of {len(tasks)} splits in {seconds:.1f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_command(main)
