@@ -49,6 +49,7 @@ docs: $(VENV)/installed  ## Refresh the tables of keys in config/README.md
 	$(RUN) python -m semantoks.config_reference
 
 bench: $(VENV)/installed  ## Measure speed on this machine
+	$(RUN) python benchmarks/index.py
 	$(RUN) python benchmarks/parcellate.py
 	$(RUN) python benchmarks/pretrain.py
 	$(RUN) python benchmarks/probe.py

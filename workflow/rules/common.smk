@@ -262,9 +262,14 @@ def cost_settings():
 def final_outputs():
     """What `snakemake` without a target makes: everything that the configuration asks for."""
     outputs = [RESULTS / cohort.name / "index.parquet" for cohort in settings.cohorts]
-    outputs += [RESULTS / cohort.name / "qc" / "summary.json" for cohort in settings.cohorts]
+    for name in ("summary.json", "accepted.json"):
+        outputs += [RESULTS / cohort.name / "qc" / name for cohort in settings.cohorts]
     outputs += [RESULTS / "pretrain" / encoder / "weights.safetensors" for encoder in settings.encoders]
     for cohort in settings.cohorts:
         outputs += of_batches("{cohort}/shards/{batch}.parquet", cohort.name)
+    files = {"hdf5": "timeseries.h5", "bids": "bids/dataset_description.json"}
+    outputs += [
+        RESULTS / c.name / "export" / files[kind] for c in settings.cohorts for kind in settings.values["export"]
+    ]
     outputs += [RESULTS / "report.html", RESULTS / "cost.tsv"]
     return outputs

@@ -1,0 +1,114 @@
+"""How long a large cohort takes from its folder to the index and to the job graph, and in how much memory.
+
+Makes a tree of fMRIPrep derivatives with five files per recording (image, its sidecar, mask, confounds, figure), lists
+it in batches (what every start of snakemake does), indexes all batches (the jobs), and plans the workflow (a dry run).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import yaml
+from semantoks import index
+from semantoks.batches import current_batches, update_batches
+from semantoks.settings import RECORDING_KEYS, load_settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+SPACE = "MNI152NLin6Asym_res-2"
+
+
+def make_tree(folder: Path, n_recordings: int) -> None:
+    """Derivatives of ``n_recordings`` participants; images are links to one small file."""
+    root = folder / "data"
+    root.mkdir(parents=True)
+    (root / "dataset_description.json").write_text(
+        json.dumps({"Name": "large", "BIDSVersion": "1.8.0", "DatasetType": "derivative"})
+    )
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4, 60), np.int16), np.eye(4))
+    image.header.set_zooms((1, 1, 1, 2.0))
+    nibabel.save(image, folder / "image.nii.gz")
+    sidecar = json.dumps({"RepetitionTime": 2.0, "TaskName": "rest"})
+    for number in range(n_recordings):
+        name = f"sub-{number:05d}_task-rest"
+        func = root / f"sub-{number:05d}" / "func"
+        func.mkdir(parents=True)
+        (root / f"sub-{number:05d}" / "figures").mkdir()
+        os.link(folder / "image.nii.gz", func / f"{name}_space-{SPACE}_desc-preproc_bold.nii.gz")
+        (func / f"{name}_space-{SPACE}_desc-preproc_bold.json").write_text(sidecar)
+        (func / f"{name}_space-{SPACE}_desc-brain_mask.nii.gz").touch()
+        (func / f"{name}_desc-confounds_timeseries.tsv").touch()
+        (root / f"sub-{number:05d}" / "figures" / f"{name}_desc-carpetplot_bold.svg").touch()
+
+
+def write_config(folder: Path) -> None:
+    """A configuration of this one cohort without encoders."""
+    (folder / "labels.tsv").write_text("index\tname\tnetwork\n1\ta\tVis\n2\tb\tDefault\n")
+    source = {"type": "fmriprep", "path": str(folder / "data")}
+    (folder / "large.yaml").write_text(yaml.safe_dump({"source": source}))
+    config = {"cohorts": [str(folder / "large.yaml")], "results_dir": str(folder / "results")}
+    config["atlas"] = {"name": "own", "labels": str(folder / "labels.tsv")}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def timed(what: str, started: float, started_cpu: float) -> None:
+    """Print wall and CPU time since ``started``, and the peak memory of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    wall, cpu = time.perf_counter() - started, time.process_time() - started_cpu
+    print(f"{what:28} {wall:8.1f} s wall {cpu:8.1f} s CPU {peak:8.0f} MB at most")
+
+
+def measure(folder: Path) -> None:
+    """List, index and plan."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    settings = load_settings(config, "config.yaml")
+    cohort = settings.cohorts[0]
+    batches = settings.results / cohort.name / "batches"
+    start = time.perf_counter(), time.process_time()
+    update_batches({"name": cohort.name, **cohort.settings}, batches, settings.values["batch_size"])
+    timed("listing in batches", *start)
+    start = time.perf_counter(), time.process_time()
+    for batch in current_batches(batches):
+        output = folder / "index" / f"{batch}.parquet"
+        given = ["--batch", str(batches / f"{batch}.tsv"), "--output", str(output)]
+        index.main(["--settings", cohort.json(RECORDING_KEYS), *given])
+    timed("index of all batches", *start)
+    start_wall = time.perf_counter()
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--dry-run", "--quiet"]
+    command += ["--cores", "1", "--directory", str(folder), "--configfile", str(folder / "config.yaml")]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall, cpu = time.perf_counter() - start_wall, children.ru_utime + children.ru_stime
+    print(f"{'job graph (dry run)':28} {wall:8.1f} s wall {cpu:8.1f} s CPU {children.ru_maxrss / 1024:8.0f} MB at most")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recordings", type=int, default=40_000)
+    parser.add_argument("--folder", type=Path, help="folder for the tree; default: a temporary one")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp())
+    try:
+        make_tree(folder, arguments.recordings)
+        write_config(folder)
+        print(f"{arguments.recordings} recordings of five files each")
+        measure(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
