@@ -17,7 +17,7 @@ from test_workflow import snakemake, write_config
 RULES = sorted((REPOSITORY / "workflow/rules").glob("*.smk"))
 HARMLESS = {
     *("threads", "resources.mem_mb", "resources.nodes", "resources.processes"),  # numbers
-    *("resources.attempt", "resources.attempts", "params.seed", "params.share"),
+    *("resources.attempt", "resources.attempts", "params.seed", "params.share", "params.similarity"),
     *("wildcards.row", "wildcards.batch", "wildcards.protocol"),  # constrained to letters, digits, - and _
     *("params.module", "params.untrained"),  # words of the rules
     *("params.embeddings", "params.shards", "params.qc"),  # quoted by as_arguments
