@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ class KernelConnectivity:
 
     name: str
     connectivity: Connectivity
+    _factors: dict[bytes, Floats] = field(default_factory=dict, repr=False)
 
     @property
     def participants(self) -> list[str]:
@@ -37,21 +38,35 @@ class KernelConnectivity:
         return self.connectivity.participants
 
     def design(self, phenotype: Phenotype, training: Index) -> Matrix:
-        """Rows of norm 1, centred on the training rows; missing edges are the training mean of that edge."""
-        edges = self.connectivity.kept(training).astype(np.float64)
-        mean = _mean_of_known(edges[training])
-        edges = np.where(np.isnan(edges), mean, edges)
-        edges -= edges.mean(axis=1, keepdims=True)
-        norm = np.sqrt(np.square(edges).sum(axis=1, keepdims=True))
-        edges /= np.maximum(norm, 1e-12)
-        edges -= edges[training].mean(axis=0)
-        return edges.astype(np.float32)
+        """Rows [participants, participants] whose inner products are the kernel, centred on the training rows.
+
+        An edge that is missing in a participant counts as that participant's mean edge. Only which ROIs are kept
+        depends on the training rows, so a kernel is decomposed once for each choice of ROIs.
+        """
+        connectivity = self.connectivity
+        enough = enough_valid(connectivity.valid, training, connectivity.valid_share)
+        if enough.tobytes() not in self._factors:
+            self._factors[enough.tobytes()] = _factor(correlation_kernel(connectivity.kept(training)))
+        factor = self._factors[enough.tobytes()]
+        return (factor - factor[training].mean(axis=0)).astype(np.float32)
 
 
-def _mean_of_known(values: Floats) -> Floats:
-    known = ~np.isnan(values)
-    mean: Floats = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    return mean
+def correlation_kernel(edges: Matrix) -> Floats:
+    """Correlation [participants, participants] between the rows of a matrix; missing entries are the row's mean."""
+    known = ~np.isnan(edges)
+    mean = np.where(known, edges, 0).sum(axis=1, keepdims=True) / np.maximum(known.sum(axis=1, keepdims=True), 1)
+    rows = np.where(known, edges - mean, 0)
+    norm = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
+    rows /= np.maximum(norm, 1e-12)
+    kernel: Floats = (rows @ rows.T).astype(np.float64)
+    return kernel
+
+
+def _factor(kernel: Floats) -> Floats:
+    """A matrix F with F·Fᵀ = kernel."""
+    variance, axes = np.linalg.eigh(kernel)
+    factor: Floats = axes * np.sqrt(np.maximum(variance, 0))
+    return factor
 
 
 class GivenCovariance(BaseEstimator):

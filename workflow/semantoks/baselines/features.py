@@ -20,6 +20,10 @@ Matrix = npt.NDArray[np.float32]
 Index = npt.NDArray[np.intp]
 
 
+COLUMNS_AT_ONCE = 2048
+"""Columns that are standardised together: some hundred participants' fit into a processor's cache."""
+
+
 class Features(Protocol):
     """One row's features. ``participants`` fixes the row order of what :meth:`design` returns."""
 
@@ -50,13 +54,22 @@ def standardise(values: npt.NDArray[np.floating], training: Index) -> Matrix:
     -------
     [n, features] float32. A column that is constant or entirely missing in the training rows is 0 everywhere.
     """
-    missing = np.isnan(values)
-    incomplete = np.flatnonzero(missing.any(axis=1))
-    member = np.zeros(len(values), dtype=values.dtype)
+    scaled = np.empty(values.shape, dtype=np.float32)
+    member = np.zeros(len(values), dtype=np.float32)
     member[training] = 1
-    scaled = values.astype(np.float32)
+    for first in range(0, values.shape[1], COLUMNS_AT_ONCE):
+        columns = slice(first, first + COLUMNS_AT_ONCE)
+        _standardise(values[:, columns], scaled[:, columns], member)
+    return scaled
+
+
+def _standardise(values: npt.NDArray[np.floating], scaled: Matrix, member: Matrix) -> None:
+    """Standardise a few columns into ``scaled``; ``member`` is 1 in training rows and 0 elsewhere."""
+    scaled[...] = values
+    missing = np.isnan(scaled)
+    incomplete = np.flatnonzero(missing.any(axis=1))
     scaled[incomplete] = np.where(missing[incomplete], 0, scaled[incomplete])
-    count = np.maximum(len(training) - missing[np.intersect1d(incomplete, training)].sum(axis=0), 1)
+    count = np.maximum(member.sum() - member[incomplete] @ missing[incomplete], 1).astype(np.float32)
     mean = (member @ scaled) / count
     scaled -= mean
     scaled[incomplete] = np.where(missing[incomplete], 0, scaled[incomplete])
@@ -64,7 +77,6 @@ def standardise(values: npt.NDArray[np.floating], training: Index) -> Matrix:
     sd = np.sqrt((member @ np.square(scaled)) / count)
     varies = sd > 1e-6 * np.maximum(np.abs(mean), 1e-3)
     scaled *= np.divide(1, sd, out=np.zeros_like(sd), where=varies)
-    return scaled
 
 
 def mean_over_recordings(values: npt.NDArray[np.float32], owner: Sequence[str]) -> tuple[list[str], Matrix]:
