@@ -1,5 +1,4 @@
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -17,6 +16,8 @@ from semantoks.container_binds import container_binds
 from semantoks.errors import UserError, disk_error
 from semantoks.launch import training_resources
 from semantoks.settings import RECORDING_KEYS, load_settings
+from semantoks.snakemake_environment import attempts as attempts_of_a_job
+from semantoks.snakemake_environment import bind_in_containers
 
 # Stages run as `python -m semantoks.<stage>`; nothing else on the path may leak into them.
 shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(REPOSITORY / 'workflow'))} PYTHONNOUSERSITE=1; ")
@@ -48,8 +49,7 @@ if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
             file=sys.stderr,
         )
         sys.exit(2)
-    binds = container_binds(settings, REPOSITORY, Path.cwd())
-    os.environ["APPTAINER_BIND"] = ",".join([*map(str, binds), *filter(None, [os.environ.get("APPTAINER_BIND")])])
+    bind_in_containers(container_binds(settings, REPOSITORY, Path.cwd()))
 
 
 # Only read with --sdm apptainer.
@@ -73,9 +73,8 @@ def grows_with_attempt(amount):
 
 def attempts(wildcards):
     """How often a job is submitted at most. Only the main process knows; jobs learn it from their environment."""
-    if workflow.is_main_process and workflow.execution_settings:
-        os.environ["SEMANTOKS_ATTEMPTS"] = str((workflow.execution_settings.retries or 0) + 1)
-    return int(os.environ.get("SEMANTOKS_ATTEMPTS", 1))
+    known = workflow.is_main_process and workflow.execution_settings
+    return attempts_of_a_job((workflow.execution_settings.retries or 0) if known else None)
 
 
 def batches_of(cohort):
