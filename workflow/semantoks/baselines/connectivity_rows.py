@@ -48,7 +48,8 @@ class KernelConnectivity:
         if enough.tobytes() not in self._factors:
             self._factors[enough.tobytes()] = _factor(correlation_kernel(connectivity.kept(training)))
         factor = self._factors[enough.tobytes()]
-        return (factor - factor[training].mean(axis=0)).astype(np.float32)
+        rows: Matrix = (factor - factor[training].mean(axis=0)).astype(np.float32)
+        return rows
 
 
 def correlation_kernel(edges: Matrix) -> Floats:
