@@ -7,6 +7,7 @@ import json
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fake_shards import interleaved, write_shard
@@ -17,6 +18,7 @@ from semantoks.files import read_metadata, read_table, sha256
 from semantoks.model.encoder import scan_features
 from semantoks.model.encoder_folder import load_encoder
 from semantoks.training.corpus import load_corpus
+from semantoks.training.encoder_corpus import load_matching_corpus
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def train(settings, shard, output, *further):
 def run(folder, output, settings=None, shards=None, **further):
     arguments = ["--settings", json.dumps(settings or {}), "--weights", str(folder / "encoder_seed-0")]
     if "input" not in further:
-        arguments += ["--shards", *map(str, shards or [folder / "shard.parquet"])]
+        arguments += ["--input", *map(str, shards or [folder / "shard.parquet"])]
     for name, value in further.items():
         arguments += [f"--{name}", str(value)]
     embed.main([*arguments, "--output", str(output)])
@@ -146,8 +148,13 @@ def test_hdf5_in_the_authors_layout(folder, tmp_path):
     [
         (lambda file: file.__delitem__("tr"), r"missing \['tr'\]"),
         (lambda file: file.move("timeseries/cc12", "timeseries/other"), r"its atlases are \['other'\]"),
-        (lambda file: file["timeseries/cc12"].__setitem__((0, 3, 5), np.nan), "site_00000: expected data in all"),
-        (lambda file: file["ts_len"].__setitem__(0, 30), "site_00000: expected at least 40 samples, found 30"),
+        (lambda file: file["long_subject_id"].__setitem__(1, b"site_00000"), "own for every scan, found 'site_00000'"),
+        (lambda file: file["long_subject_id"].__setitem__(1, b""), "own for every scan, found ''"),
+        (lambda file: replace(file, "ts_len", [60]), "ts_len: expected 2 values"),
+        (lambda file: replace(file, "tr", [b"2.0", b"2.0"]), "tr: expected numbers"),
+        (lambda file: replace(file, "timeseries/cc12", np.zeros((0, 12, 60))), "expected scans"),
+        (lambda file: replace(file, "timeseries/cc12", np.zeros((2, 12))), "expected scans"),
+        (lambda file: replace(file, "tr", [0.0, np.nan]), "found none of 2; site_00000: tr: expected seconds"),
     ],
 )
 def test_bad_hdf5_is_named(folder, tmp_path, change, message):
@@ -156,6 +163,101 @@ def test_bad_hdf5_is_named(folder, tmp_path, change, message):
         change(file)
     with pytest.raises(UserError, match=message):
         run(folder, tmp_path / "a.parquet", input=tmp_path / "a.h5", atlas="cc12")
+
+
+def replace(file, name, values):
+    del file[name]
+    file[name] = values
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda file: file["timeseries/cc12"].__setitem__((0, 3, 5), np.nan), "expected data in all samples"),
+        (lambda file: file["timeseries/cc12"].__setitem__((0, 3, 5), np.inf), "expected data in all samples"),
+        (lambda file: file["timeseries/cc12"].__setitem__(0, 0.0), "0 of 12 ROIs have data"),
+        (lambda file: file["timeseries/cc12"].__setitem__(0, np.nan), "0 of 12 ROIs have data"),
+        (lambda file: file["ts_len"].__setitem__(0, 30), "expected at least 40 samples at 2 s, found 30"),
+        (lambda file: file["ts_len"].__setitem__(0, 61), "ts_len: expected 1 to 60 samples as stored, found 61"),
+        (lambda file: file["ts_len"].__setitem__(0, -1), "ts_len: expected 1 to 60 samples as stored, found -1"),
+        (lambda file: file["tr"].__setitem__(0, np.nan), "tr: expected seconds above 0 and up to 30, found nan"),
+        (lambda file: file["tr"].__setitem__(0, 2000), "tr: expected seconds above 0 and up to 30, found 2000"),
+    ],
+)
+def test_a_scan_that_cannot_be_encoded_is_left_out_with_its_reason(folder, tmp_path, capsys, change, reason):
+    """The others are encoded; the reason is printed and kept in the metadata."""
+    write_hdf5(tmp_path / "a.h5", np.random.default_rng(0).standard_normal((2, 12, 60)), [60, 60], [2.0, 2.0])
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        change(file)
+    table = run(folder, tmp_path / "a.parquet", input=tmp_path / "a.h5", atlas="cc12")
+    assert table["recording_id"].tolist() == ["site_00001"]
+    [[cohort, recording, kept]] = read_metadata(tmp_path / "a.parquet")["excluded"]
+    assert (cohort, recording) == ("a", "site_00000")
+    assert reason in kept
+    assert f"left out site_00000: {kept}" in capsys.readouterr().err
+
+
+def test_hdf5_in_parts(folder, tmp_path):
+    """A long file is read a few scans at a time; the parts are the whole."""
+    bold = np.random.default_rng(0).standard_normal((5, 12, 60))
+    bold[2] = 0.0
+    write_hdf5(tmp_path / "a.h5", bold, [60] * 5, [2.0] * 5)
+    scans = embed.hdf5_scans(tmp_path / "a.h5", "cc12", load_encoder(folder / "encoder_seed-0"))
+    parts, [whole] = list(scans.corpora(2)), list(scans.corpora())
+    assert [part.table["recording_id"].tolist() for part in parts] == [
+        ["site_00000", "site_00001"],
+        ["site_00003"],
+        ["site_00004"],
+    ]
+    assert torch.equal(torch.cat([part.frames for part in parts]), whole.frames)
+
+
+def test_shards_are_encoded_one_at_a_time(folder, tmp_path, monkeypatch):
+    """Features of all shards, one in memory; a shard without recordings is none to encode."""
+    write_shard(tmp_path / "b.parquet", 2, 60, seed=1, prefix="b")
+    write_shard(tmp_path / "empty.parquet", 2)
+    table = pq.read_table(tmp_path / "empty.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
+    loaded = []
+
+    def load(paths, *others, **named):
+        loaded.append(list(paths))
+        return load_matching_corpus(paths, *others, **named)
+
+    monkeypatch.setattr(embed, "load_matching_corpus", load)
+    shards = [folder / "shard.parquet", tmp_path / "empty.parquet", tmp_path / "b.parquet"]
+    both = run(folder, tmp_path / "both.parquet", shards=shards)
+    assert loaded == [[shards[0]], [shards[2]]]
+    assert pq.ParquetFile(tmp_path / "both.parquet").num_row_groups == 2
+    alone = [run(folder, tmp_path / "one.parquet", shards=[shard]) for shard in (shards[0], shards[2])]
+    pd.testing.assert_frame_equal(both, pd.concat(alone, ignore_index=True))
+
+
+def test_shards_that_do_not_belong_together(folder, tmp_path):
+    """What is checked across shards is checked before the first is encoded."""
+    write_shard(tmp_path / "b.parquet", 2, 60, prefix="b", atlas={"name": "other", "sha256": "1" * 64})
+    with pytest.raises(UserError, match="expected the same atlas"):
+        run(folder, tmp_path / "a.parquet", shards=[folder / "shard.parquet", tmp_path / "b.parquet"])
+    with pytest.raises(UserError, match="expected every recording once"):
+        run(folder, tmp_path / "a.parquet", shards=[folder / "shard.parquet", folder / "shard.parquet"])
+    assert not (tmp_path / "a.parquet").exists()
+
+
+def test_input_is_told_apart_by_its_suffix(folder, tmp_path):
+    """Shards under either option; HDF5 asks for its atlas, shards refuse one."""
+    run(folder, tmp_path / "a.parquet", input=folder / "shard.parquet")
+    arguments = ["--weights", str(folder / "encoder_seed-0"), "--output", str(tmp_path / "b.parquet")]
+    embed.main([*arguments, "--shards", str(folder / "shard.parquet")])
+    pd.testing.assert_frame_equal(read_table(tmp_path / "a.parquet"), read_table(tmp_path / "b.parquet"))
+    for inputs, message in (
+        ((folder / "shard.parquet", "--atlas", "cc12"), "--atlas: expected with an HDF5 file only"),
+        (("a.h5",), "a.h5: --atlas: expected the name"),
+        (("a.h5", "b.h5", "--atlas", "cc12"), "expected shards .* or one HDF5 file"),
+        (("a.h5", folder / "shard.parquet", "--atlas", "cc12"), "expected shards .* or one HDF5 file"),
+        (("a.npy",), "expected shards .* or one HDF5 file .* found a.npy"),
+    ):
+        with pytest.raises(UserError, match=message):
+            embed.main([*arguments, "--input", *map(str, inputs)])
 
 
 def test_hdf5_of_another_atlas_or_no_hdf5(folder, tmp_path):

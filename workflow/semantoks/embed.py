@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,19 +13,26 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from semantoks.errors import UserError, run_command
-from semantoks.files import KEY, provenance, sha256, write_table
+from semantoks.files import KEY, METADATA_KEY, parquet_options, provenance, replacing, sha256
 from semantoks.model.encoder import Encoder, scan_features
 from semantoks.model.encoder_folder import LoadedEncoder, load_encoder
-from semantoks.training.corpus import Corpus
+from semantoks.training.corpus import Corpus, describe_shards
 from semantoks.training.device import choose_device, choose_precision
 from semantoks.training.encoder_corpus import crop_starts, load_matching_corpus
-from semantoks.training.hdf5 import load_hdf5
+from semantoks.training.hdf5 import Hdf5Scans
 from semantoks.training.settings import from_mapping
+
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in KEY]
+    + [("crop", pa.int64()), ("start", pa.int64()), ("features", pa.list_(pa.float32()))]
+)
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,18 @@ def select_features(tokens: Tensor, present: Tensor, settings: EmbedSettings) ->
     return {"cls_avg": both, "average": average, "cls": cls}[settings.features]
 
 
-def load_matching_hdf5(path: Path, atlas: str, loaded: LoadedEncoder) -> Corpus:
+def shard_corpora(shards: Sequence[Path], loaded: LoadedEncoder) -> Iterator[Corpus]:
+    """One shard after another as the encoder's ROIs, after checking that all of them belong together."""
+    describe_shards(shards, min_frames=2 * loaded.config["model"]["patch"])
+    for shard in shards:
+        if pq.read_metadata(shard).num_rows:
+            yield load_matching_corpus([shard], loaded)
+
+
+def hdf5_scans(path: Path, atlas: str, loaded: LoadedEncoder) -> Hdf5Scans:
     """An HDF5 file in the authors' layout as the encoder's ROIs, resampled to the encoder's TR."""
     config = loaded.config
-    return load_hdf5(
+    return Hdf5Scans(
         path,
         atlas,
         networks=loaded.encoder.networks,
@@ -102,25 +118,33 @@ def load_matching_hdf5(path: Path, atlas: str, loaded: LoadedEncoder) -> Corpus:
     )
 
 
+def encoded_rows(
+    encoder: Encoder, corpus: Corpus, crop: int, settings: EmbedSettings, device: torch.device
+) -> pa.Table:
+    """Rows of the contract for all crops of a corpus."""
+    crops = all_crops(corpus, crop, settings.crops)
+    values = np.concatenate(list(encode(encoder, corpus, crops, crop, settings, device)))
+    features = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    keys = corpus.table.iloc[crops["scan"]]
+    columns = [pa.array(keys[name].tolist(), pa.string()) for name in KEY]
+    columns += [pa.array(crops[name].to_numpy(), pa.int64()) for name in ("crop", "start")]
+    return pa.Table.from_arrays([*columns, features.cast(pa.list_(pa.float32()))], schema=SCHEMA)
+
+
 def embed(inputs: Sequence[Path], weights: Path, settings: EmbedSettings, output: Path, atlas: str = "") -> None:
-    """Encode shards, or with ``atlas`` one HDF5 file in the authors' layout, and write one row per crop."""
+    """Encode shards, or with ``atlas`` one HDF5 file in the authors' layout, and write one row per crop.
+
+    One shard, or a part of the HDF5 file, is in memory at a time.
+    """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     loaded = load_encoder(weights)
-    corpus = load_matching_hdf5(inputs[0], atlas, loaded) if atlas else load_matching_corpus(inputs, loaded)
-    crop = loaded.config["crop"]
-    crops = all_crops(corpus, crop, settings.crops)
-    batches = encode(loaded.encoder.to(device), corpus, crops, crop, settings, device)
-    features = []
-    with tqdm(total=len(crops), unit="crop", desc="embed", disable=None) as bar:
-        for batch in batches:
-            features.append(batch)
-            bar.update(len(batch))
-    table = corpus.table.iloc[crops["scan"]][KEY].reset_index(drop=True)
-    table = pa.Table.from_pandas(table.assign(crop=crops["crop"], start=crops["start"]), preserve_index=False)
-    values = np.concatenate(features)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]).cast(pa.list_(pa.float32()))
+    scans = hdf5_scans(inputs[0], atlas, loaded) if atlas else None
+    corpora = shard_corpora(inputs, loaded) if scans is None else scans.corpora()
+    excluded = {} if scans is None else scans.unusable()
+    for name, reason in excluded.items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
     metadata = provenance(
         "embed",
         asdict(settings),
@@ -128,8 +152,33 @@ def embed(inputs: Sequence[Path], weights: Path, settings: EmbedSettings, output
         encoder=output.stem,
         weights_sha256=sha256(loaded.path),
         pretrain_recordings=loaded.config["pretrain_recordings"],
+        excluded=[[inputs[0].stem, name, reason] for name, reason in excluded.items()],
     )
-    write_table(output, table.append_column("features", column), metadata)
+    schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    encoder = loaded.encoder.to(device)
+    with (
+        replacing(output) as temporary,
+        pq.ParquetWriter(temporary, schema, **parquet_options(schema)) as writer,
+        tqdm(unit="recording", desc="embed", disable=None) as bar,
+    ):
+        for corpus in corpora:
+            writer.write_table(encoded_rows(encoder, corpus, loaded.config["crop"], settings, device).cast(schema))
+            bar.update(len(corpus))
+
+
+def check_inputs(inputs: Sequence[Path], atlas: str) -> None:
+    """Inputs are shards, or one HDF5 file with the name of its atlas, by their suffixes; anything else is an error."""
+    suffixes = sorted({path.suffix.lower() for path in inputs})
+    if suffixes == [".parquet"]:
+        if atlas:
+            raise UserError("--atlas: expected with an HDF5 file only, found it beside shards; they name their atlas")
+    elif len(inputs) > 1 or suffixes[0] not in HDF5_SUFFIXES:
+        raise UserError(
+            f"--input: expected shards (.parquet) or one HDF5 file ({', '.join(HDF5_SUFFIXES)}), found "
+            f"{', '.join(map(str, inputs))}"
+        )
+    elif not atlas:
+        raise UserError(f"{inputs[0]}: --atlas: expected the name of the dataset under timeseries/, found none")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -137,21 +186,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.embed", description=__doc__)
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON, see embed.schema.yaml")
     parser.add_argument("--weights", type=Path, required=True, help="folder of an encoder, or its weights.safetensors")
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--shards", type=Path, nargs="+", help="shard files of one cohort")
-    data.add_argument("--input", type=Path, help="HDF5 file in the authors' layout, band-passed")
-    parser.add_argument("--atlas", help="dataset under timeseries/ of --input")
+    parser.add_argument(
+        *("--input", "--shards"),
+        dest="inputs",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        help="shards of one cohort (.parquet), or one HDF5 file in the authors' layout, band-passed",
+    )
+    parser.add_argument("--atlas", default="", help="dataset under timeseries/ of an HDF5 file")
     parser.add_argument("--output", type=Path, required=True, help="results/<cohort>/embeddings/<encoder>.parquet")
     arguments = parser.parse_args(argv)
     settings: Any = {key: value for key, value in arguments.settings.items() if value is not None}
-    if bool(arguments.input) != bool(arguments.atlas):
-        raise UserError("--atlas: expected exactly when --input is given; name the dataset under timeseries/")
+    check_inputs(arguments.inputs, arguments.atlas)
     embed(
-        arguments.shards or [arguments.input],
+        arguments.inputs,
         arguments.weights,
         from_mapping(EmbedSettings, settings, "embed"),
         arguments.output,
-        arguments.atlas or "",
+        arguments.atlas,
     )
 
 

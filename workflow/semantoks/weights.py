@@ -269,7 +269,7 @@ Method: Gijsen, Schulz & Ritter, ICLR 2026 (arXiv:2512.11582).
 
 ## Use
 ```
-python -m semantoks.embed --weights <this folder> --shards <shards> --output embeddings.parquet
+python -m semantoks.embed --weights <this folder> --input <shards> --output embeddings.parquet
 ```
 ROIs are matched by name (`roi_names` in `config.json`); another order or another TR is refused.
 

@@ -101,22 +101,11 @@ def load_corpus(
     UserError
         For no scans, shards that differ in atlas, ROI order, networks or sampling, or do not fit the model.
     """
-    if not paths:
-        raise UserError("--shards: expected at least one shard file, found none")
-    metadata = _common_metadata(paths)
+    metadata, table = describe_shards(paths, ["n_rois", "n_frames", "valid"], min_frames)
     shard_names = list(metadata["roi_names"])
     if networks is None or roi_names is None:
         networks, roi_names = NetworkTable.from_labels(metadata["networks"]), shard_names
     columns = _matching_columns(shard_names, list(roi_names), paths[0])
-    keys = [*KEY, "n_rois", "n_frames", "valid"]
-    table = pd.concat([read_table(path, keys) for path in paths], ignore_index=True)
-    if table.empty:
-        raise UserError(f"{paths[0]}: expected at least one scan in {len(paths)} shard files, found none; see the qc")
-    repeated = table[table.duplicated(["cohort", "recording_id"])]
-    if len(repeated):
-        name = repeated.iloc[0]["recording_id"]
-        raise UserError(f"shards: expected every recording once, found {name} again; name each shard file once")
-    _check_lengths(table, min_frames)
     lengths = table["n_frames"].to_numpy(np.int64, copy=True)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     frames = torch.zeros(int(lengths.sum()), len(roi_names), dtype=torch.float16)
@@ -138,6 +127,30 @@ def load_corpus(
         roi_names=list(roi_names),
         source={key: value for key, value in metadata.items() if key in ("atlas", "settings")},
     )
+
+
+def describe_shards(
+    paths: Sequence[Path | str], columns: Sequence[str] = ("n_frames",), min_frames: int = 40
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """What shards of one corpus have in common, and key and ``columns`` of every scan; their time series stay on disk.
+
+    Raises
+    ------
+    UserError
+        For no scans, a scan twice or too short, or shards that differ in atlas, ROI order, networks or sampling.
+    """
+    if not paths:
+        raise UserError("--shards: expected at least one shard file, found none")
+    metadata = _common_metadata(paths)
+    table = pd.concat([read_table(path, [*KEY, *columns]) for path in paths], ignore_index=True)
+    if table.empty:
+        raise UserError(f"{paths[0]}: expected at least one scan in {len(paths)} shard files, found none; see the qc")
+    repeated = table[table.duplicated(["cohort", "recording_id"])]
+    if len(repeated):
+        name = repeated.iloc[0]["recording_id"]
+        raise UserError(f"shards: expected every recording once, found {name} again; name each shard file once")
+    _check_lengths(table, min_frames)
+    return metadata, table
 
 
 def present_networks(valid: np.ndarray, networks: NetworkTable, min_share: float) -> np.ndarray:
