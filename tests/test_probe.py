@@ -21,6 +21,7 @@ from nilearn.connectome import ConnectivityMeasure
 from scipy.stats import pearsonr
 from semantoks import probe, splits
 from semantoks.baselines.connectivity import read_recordings
+from semantoks.baselines.overlap import seen_by_content
 from semantoks.errors import UserError
 from semantoks.files import KEY, read_metadata, read_table
 from sklearn.covariance import EmpiricalCovariance
@@ -164,6 +165,30 @@ class TestEncoderRows:
     def test_the_setting_says_what_was_chosen(self, encoder_rows: pd.DataFrame) -> None:
         assert encoder_rows.loc[encoder_rows["row"] == "tiny-published", "setting"].str.startswith("rate ").all()
         assert encoder_rows.loc[encoder_rows["row"] == "tiny-ridge", "setting"].str.startswith("penalty ").all()
+
+
+class TestOverlap:
+    """Recordings that pretraining saw under another name."""
+
+    def test_the_same_content_is_found_and_marked(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        generator = np.random.default_rng(5)
+        table = participants_table(60)
+        own = {name: generator.normal(size=(20, 120)) for name in table["participant_id"].str[4:]}
+        study = Study(tmp_path, table, own)
+        foreign = {f"x{number}": generator.normal(size=(20, 120)) for number in range(4)}
+        # Scaled, shifted and a little noisy, as another release or pipeline leaves it; parcels in another order.
+        foreign["renamed"] = (3 * own["007"] + 1 + 0.02 * generator.normal(size=(20, 120)))[::-1]
+        names = [f"roi-{number}" for number in range(20)][::-1]
+        path = write_shards(tmp_path / "foreign.parquet", foreign, roi_names=names)
+        assert set(seen_by_content([study.shards], [path])) == {"007"}
+        assert seen_by_content([study.shards], []) == {}
+        features = {name: generator.normal(size=(1, 3)) for name in own}
+        embeddings = write_embeddings(tmp_path / "o.parquet", features, "tiny_seed-0", ("003",))
+        study.settings["probe"]["epochs"] = 2
+        options = ["--shards", str(study.shards), "--pretrain-shards", str(path)]
+        rows = study.row("tiny_seed-0", "--embeddings", str(embeddings), *options)
+        assert set(rows.loc[rows["transductive"], "participant_id"]) == {"003", "007"}
+        assert "007: pretraining saw the same content as sub-renamed (FC r " in capsys.readouterr().err
 
 
 class TestNothingLeaks:

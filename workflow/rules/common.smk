@@ -195,6 +195,20 @@ def cohort_shards(wildcards):
     return of_batches("{cohort}/shards/{batch}.parquet", wildcards.cohort)
 
 
+def foreign_pretraining(wildcards):
+    """Shards of other cohorts that a row's encoder was pretrained on: compared with the cohort's own by content."""
+    encoder = settings.encoders.get(wildcards.row)
+    cohorts = [] if encoder is None or encoder.untrained else encoder.cohorts
+    others = [cohort for cohort in cohorts if cohort != wildcards.cohort]
+    return [shard for cohort in others for shard in of_batches("{cohort}/shards/{batch}.parquet", cohort)]
+
+
+def probe_shards(wildcards):
+    """A row's own time series: for connectivity, and for the comparison with pretraining."""
+    needed = wildcards.row.split("-")[0] == "fc" or foreign_pretraining(wildcards)
+    return cohort_shards(wildcards) if needed else []
+
+
 def row_embeddings(wildcards):
     if wildcards.row not in settings.encoders:
         return []

@@ -26,7 +26,8 @@ rule probe:
         participants=participants_table,
         embeddings=row_embeddings,
         features=own_feature_files,
-        shards=branch(lambda wildcards: wildcards.row.split("-")[0] == "fc", then=cohort_shards, otherwise=[]),
+        shards=probe_shards,
+        pretrain_shards=foreign_pretraining,
         qc=branch(
             lambda wildcards: wildcards.row == "confounds",
             then=lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),
@@ -51,8 +52,9 @@ rule probe:
         code=code_version("probe"),
         embeddings=lambda wildcards, input: as_arguments("--embeddings", input.embeddings),
         shards=lambda wildcards, input: as_arguments("--shards", input.shards),
+        pretrain_shards=lambda wildcards, input: as_arguments("--pretrain-shards", input.pretrain_shards),
         qc=lambda wildcards, input: as_arguments("--qc", input.qc),
     shell:
         "OMP_NUM_THREADS={threads} python -m semantoks.probe --settings {params.settings:q} --row {wildcards.row} --splits {input.splits:q}"
-        " {params.embeddings} {params.shards} {params.qc} --output {output.predictions:q}"
+        " {params.embeddings} {params.shards} {params.pretrain_shards} {params.qc} --output {output.predictions:q}"
         " --permutations {output.permutations:q} > {log:q} 2>&1"

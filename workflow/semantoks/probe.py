@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from semantoks.baselines.connectivity import read_connectivity
 from semantoks.baselines.feature_table import FeatureTable, read_feature_table
 from semantoks.baselines.features import CropFeatures, Features, read_embeddings
 from semantoks.baselines.linear import fit, principal_scores, tune
+from semantoks.baselines.overlap import seen_by_content
 from semantoks.baselines.permutation import LEAVE_SITE_OUT, null_values, permute, permuted_orders
 from semantoks.baselines.prediction_rows import Origin, describe, people_of, rows_of, with_key
 from semantoks.baselines.tasks import Permuted, Prediction, Task, read_tasks
@@ -164,7 +166,11 @@ def read_features(arguments: argparse.Namespace, cohort: Cohort, table: pd.DataF
             "features of the cohort file, or an encoder's name together with --embeddings; give its embeddings or "
             "correct the name"
         )
-    return read_embeddings(arguments.embeddings)
+    features = read_embeddings(arguments.embeddings)
+    same = seen_by_content(arguments.shards, arguments.pretrain_shards)
+    for participant, (recording, value) in sorted(same.items()):
+        print(f"{participant}: pretraining saw the same content as {recording} (FC r {value:.3f})", file=sys.stderr)
+    return replace(features, seen=features.seen | set(same))
 
 
 def read_from_shards(arguments: argparse.Namespace, cohort: Cohort, table: pd.DataFrame) -> Features:
@@ -272,6 +278,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--splits", required=True, help="splits.parquet of the cohort")
     parser.add_argument("--embeddings", help="embeddings of the encoder")
     parser.add_argument("--shards", nargs="+", default=[], help="the cohort's shards, for fc")
+    parser.add_argument(
+        "--pretrain-shards", nargs="+", default=[], help="shards of other cohorts that the encoder was pretrained on"
+    )
     parser.add_argument("--qc", nargs="+", default=[], help="the cohort's qc tables, for the confound mean_fd")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the published head is trained")
     parser.add_argument("--output", required=True, help="predictions (Parquet)")
@@ -279,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     began = time.perf_counter()
     rows, permuted, about = probe_row(arguments, arguments.device)
-    files = [arguments.splits, arguments.embeddings, *arguments.shards, *arguments.qc]
+    files = [arguments.splits, arguments.embeddings, *arguments.shards, *arguments.pretrain_shards, *arguments.qc]
     own = (arguments.settings.get("features") or {}).get(arguments.row, {}).get("path")
     inputs = [arguments.settings["participants"]["path"], *filter(None, [*files, own])]
     about |= {"cohort": rows["cohort"].iloc[0], "splits": read_metadata(arguments.splits)["settings"]["probe"]}

@@ -201,9 +201,11 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
         )
     seen = sorted(set(scores.loc[scores["transductive"] > 0, "row"]))
     notes.append(
-        f"Transductive: the pretraining of {', '.join(seen)} saw recordings of tested participants, without labels."
+        f"Transductive: the pretraining of {', '.join(seen)} saw recordings of tested participants, without labels "
+        "(by id within the cohort, by near-identical FC in other cohorts)."
         if seen
-        else "Inductive: no row's pretraining saw a tested participant (by cohort and participant id)."
+        else "Inductive: no row's pretraining saw a tested participant (by id within the cohort, by near-identical FC "
+        "in other cohorts)."
     )
     if scores["published"].notna().any() or scores["published_task"].notna().any():
         notes.append(
