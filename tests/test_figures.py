@@ -30,6 +30,8 @@ def table(tasks: tuple[str, ...] = ("sex", "age"), protocol: str = "random") -> 
                     "ci_low": mean - generator.uniform(0, 0.05),
                     "ci_high": mean + 0.05,
                     "transductive": float(row == "tiny-logistic"),
+                    "negative_control": task.startswith("null"),
+                    "p_majority": np.nan if row == "majority" else generator.uniform(),
                     "published": 0.6 if row == "tiny-logistic" and task == "sex" else np.nan,
                 }
             )
@@ -53,7 +55,23 @@ class TestForest:
 
     @pytest.mark.parametrize("n_tasks", [1, 2, 5, 23])
     def test_nothing_overlaps(self, n_tasks: int) -> None:
-        no_overlap(figures.forest(table(tuple(f"null_{number:02d}" for number in range(n_tasks))), simulated=True))
+        no_overlap(figures.forest(table(tuple(f"task_{number:02d}" for number in range(n_tasks))), simulated=True))
+
+    def test_negative_controls_share_a_panel_with_every_p_of_theirs(self) -> None:
+        scores = table(("sex", *(f"null_{number:02d}" for number in range(20))))
+        figure = figures.forest(scores)
+        no_overlap(figure)
+        first, controls = figure.axes[:2]
+        assert (first.get_title(), controls.get_title()) == ("sex", "20 negative controls")
+        drawn = {line.get_xdata()[0] for line in controls.get_lines() if len(line.get_xdata()) == 1}
+        assert set(scores.loc[scores["negative_control"], "p_majority"].dropna()) <= drawn
+
+    def test_a_protocol_without_splits_says_so(self, tmp_path: Path) -> None:
+        assert "No leave-site-out splits" in texts(figures.without_results("leave-site-out"))
+        table().assign(primary="True").to_csv(tmp_path / "one.tsv", sep="\t", index=False)
+        options = ["--tables", str(tmp_path / "one.tsv"), "--output-folder", str(tmp_path)]
+        figures.main([*options, "--protocol", "leave-site-out"])
+        assert [path.name for path in tmp_path.glob("*.png")] == ["one_probes_leave-site-out.png"]
 
     def test_references_come_first(self) -> None:
         axis = figures.forest(table().sample(frac=1, random_state=0)).axes[0]

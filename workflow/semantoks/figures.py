@@ -53,7 +53,7 @@ def kind_of(row: str) -> str:
 
 
 def forest(scores: pd.DataFrame, simulated: bool = False) -> Figure:
-    """Primary metric of every row with its interval, one panel per phenotype.
+    """Primary metric of every row with its interval, one panel per phenotype; negative controls share one panel.
 
     Parameters
     ----------
@@ -61,16 +61,20 @@ def forest(scores: pd.DataFrame, simulated: bool = False) -> Figure:
     simulated : whether to say that the data are simulated.
     """
     primary = scores[scores["primary"]]
-    tasks = sorted(set(primary["phenotype"]))
     rows = sorted(set(primary["row"]), key=row_place)
-    across = min(PANELS_ACROSS, len(tasks))
-    down = -(-len(tasks) // across)
+    controls = primary[primary["negative_control"]]
+    tasks = sorted(set(primary["phenotype"]) - set(controls["phenotype"]))
+    panels = len(tasks) + bool(len(controls))
+    across = min(PANELS_ACROSS, panels)
+    down = -(-panels // across)
     longest = max(map(len, rows))
     width = 2.6 * across + 0.075 * longest + 0.3
     figure, axes = new_figure(width, (0.24 * len(rows) + 1.0) * down + 0.6, down, across, simulated, sharey=True)
     for axis, task in zip(axes.flat, tasks, strict=False):
         _forest_panel(axis, primary[primary["phenotype"] == task], task, rows)
-    for axis in axes.flat[len(tasks) :]:
+    if len(controls):
+        _controls_panel(axes.flat[len(tasks)], controls, rows)
+    for axis in axes.flat[panels:]:
         axis.set_visible(False)
     kinds = list(dict.fromkeys(map(kind_of, rows)))
     handles = [plt.Line2D([], [], color=COLOURS[kind], marker="o", linestyle="-", label=LABELS[kind]) for kind in kinds]
@@ -119,12 +123,27 @@ def _forest_panel(axis: Axes, records: pd.DataFrame, task: str, rows: Sequence[s
     axis.set_axisbelow(True)
 
 
+def _controls_panel(axis: Axes, records: pd.DataFrame, rows: Sequence[str]) -> None:
+    """P of every negative control against the majority row, unadjusted: one in twenty belongs left of the line."""
+    for _, record in records.iterrows():
+        height, colour = rows.index(record["row"]), COLOURS[kind_of(record["row"])]
+        axis.plot(record["p_majority"], height, "|", color=colour, markersize=7)
+    axis.axvline(0.05, color="#b00020", linestyle="--", linewidth=1, zorder=0)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_title(f"{records['phenotype'].nunique()} negative controls", fontsize=9)
+    axis.set_xlabel("p against majority (line: 0.05)", fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+
+
 def read_scores(path: Path) -> pd.DataFrame:
     """A table of the stage tables, numbers converted."""
     table = read_text_table(path)
-    for column in ("mean", "ci_low", "ci_high", "transductive", "published"):
+    for column in ("mean", "ci_low", "ci_high", "transductive", "published", "p_majority"):
         table[column] = pd.to_numeric(table[column])
-    table["primary"] = table["primary"] == "True"
+    for column in ("primary", "negative_control"):
+        table[column] = table[column] == "True"
     return table
 
 
@@ -138,8 +157,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     simulated = bool(arguments.settings.get("simulated"))
     for path in arguments.tables:
-        for protocol, scores in read_scores(path).groupby("protocol"):
-            save(forest(scores, simulated), arguments.output_folder / f"{path.stem}_probes_{protocol}.png")
+        scores = read_scores(path)
+        for protocol in arguments.protocol or sorted(set(scores["protocol"])):
+            part = scores[scores["protocol"] == protocol]
+            figure = forest(part, simulated) if len(part) else without_results(protocol, simulated)
+            save(figure, arguments.output_folder / f"{path.stem}_probes_{protocol}.png")
 
 
 if __name__ == "__main__":

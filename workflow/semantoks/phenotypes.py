@@ -38,6 +38,7 @@ class Phenotype:
     filter: Mapping[str, Any] = field(default_factory=dict)
     stratify: Sequence[str] = ()
     published: str | None = None
+    negative_control: bool = False
 
     @property
     def is_numeric(self) -> bool:

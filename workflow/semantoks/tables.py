@@ -233,6 +233,7 @@ def add_published(
     """Add each phenotype's type and published task, and the published value of the model that a row stands for."""
     scores = scores.copy()
     scores["type"] = [described[name]["type"] for name in scores["phenotype"]]
+    scores["negative_control"] = [bool(described[name].get("negative_control")) for name in scores["phenotype"]]
     scores["published_task"] = [described[name]["published"] for name in scores["phenotype"]]
     values = {(line["task"], line["model"], line["metric"]): float(line["value"]) for _, line in published.iterrows()}
     unknown = sorted(set(scores["published_task"].dropna()) - set(published["task"]))

@@ -82,5 +82,6 @@ def describe(cohort: Cohort, table: pd.DataFrame) -> dict[str, Any]:
             "classes": class_names(phenotype, values) if phenotype.type == "classification" else None,
             "bins": phenotype.bins,
             "published": phenotype.published,
+            "negative_control": phenotype.negative_control,
         }
     return {"phenotypes": described}
