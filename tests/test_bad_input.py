@@ -54,6 +54,14 @@ def corrupted(row: Row) -> Row:
     return row
 
 
+def damaged_inside(row: Row) -> Row:
+    path = Path(row["bold_path"])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 3000] = bytes(3000)
+    path.write_bytes(bytes(content))
+    return row
+
+
 def short_uncompressed(row: Row) -> Row:
     content = gzip.decompress(Path(row["bold_path"]).read_bytes())
     path = Path(row["bold_path"]).with_suffix("")
@@ -117,6 +125,7 @@ RECORDINGS = {
     "link to nothing": (link_to_nothing, "found a link to nothing"),
     "annex pointer": (not_an_image, "found something unreadable"),
     "truncated gz": (truncated, "found a damaged file|found [0-9]+"),
+    "damaged compression": (damaged_inside, "found a damaged file|found something unreadable"),
     "wrong gz checksum": (corrupted, "found a damaged file"),
     "truncated nii": (short_uncompressed, "expected 200 volumes, found [0-9]+"),
     "3D image": (rewritten(lambda data: data[..., 0]), "expected a 4D image, found 3D"),
@@ -227,6 +236,16 @@ def only_echoes(image: Path) -> None:
     image.rename(image.with_name(image.name.replace("_space", "_echo-1_space")))
 
 
+def damaged(image: Path) -> None:
+    content = bytearray(image.read_bytes())
+    content[30:60] = bytes(30)
+    image.write_bytes(bytes(content))
+
+
+def cut_in_header(image: Path) -> None:
+    image.write_bytes(gzip.compress(gzip.decompress(image.read_bytes())[:200]))
+
+
 INDEXED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "TR of zero": (with_tr(0.0), "TR: expected 0.05 to 30 s in the sidecar or header, found 0"),
     "negative TR": (with_tr(-2.0), "TR: expected 0.05 to 30 s .* found -2.0"),
@@ -236,6 +255,9 @@ INDEXED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty image": (lambda image: image.write_bytes(b""), "empty image"),
     "annex pointer": (as_pointer, "unreadable image"),
     "link to nothing": (as_link_to_nothing, "is a link to nothing"),
+    "damaged start": (damaged, "unreadable image"),
+    "cut inside the header": (cut_in_header, "unreadable image"),
+    "broken sidecar": (lambda image: sidecar_of(image).write_text("{"), "unreadable sidecar of sub-.*bold.nii.gz"),
     "3D image": (flat, "expected a 4D image, found 3D"),
     "only single echoes": (only_echoes, "only echo-wise volumes"),
 }

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import h5py
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from bids_trees import cohort, derivative, raw, write_image
 from semantoks.batches import current_batches, fmriprep_targets, read_batch, update_batches
 from semantoks.errors import UserError
 from semantoks.files import read_metadata, read_table
-from semantoks.index import COLUMNS, build_index, main
+from semantoks.index import COLUMNS, _header, _header_tr, build_index, main
 from semantoks.recordings import list_recordings
 
 
@@ -159,6 +160,30 @@ def test_missing_folder_and_illegal_labels(tmp_path):
     (tmp_path / "sub-a b;rm").mkdir()
     with pytest.raises(UserError, match="alphanumeric"):
         list_recordings(fmriprep(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_headers_are_read_as_nibabel_reads_them(tmp_path, suffix, kind, order):
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(np.int16)
+    image = kind(np.zeros((4, 5, 6, 7), np.int16), np.eye(4), header)
+    image.header.set_zooms((1, 1, 1, 1500))
+    image.header.set_xyzt_units("mm", "msec")
+    path = tmp_path / f"sub-01_task-rest_bold{suffix}"
+    nibabel.save(image, path)
+    read = _header(path)
+    assert read.get_data_shape() == nibabel.load(path).header.get_data_shape() == (4, 5, 6, 7)
+    assert _header_tr(read) == _header_tr(nibabel.load(path).header) == 1.5
+
+
+def test_a_tr_above_the_image_is_inherited(tmp_path):
+    image = derivative(tmp_path, "sub-01_task-rest", tr=None)
+    (tmp_path / "task-rest_bold.json").write_text('{"RepetitionTime": 1.1}')
+    assert index_of(fmriprep(tmp_path))["tr"].tolist() == [1.1]
+    image.with_name(image.name.replace(".nii.gz", ".json")).write_text('{"RepetitionTime": 0.9}')
+    assert index_of(fmriprep(tmp_path))["tr"].tolist() == [0.9]
 
 
 def test_raw_cohort_takes_the_derivatives_and_names_what_is_missing(tmp_path):

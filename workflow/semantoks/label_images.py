@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def read_label_image(path: Path | str) -> tuple[Labels, NDArray[np.float64]]:
     try:
         image: Any = nibabel.load(path)
         values = np.asarray(image.dataobj)
-    except (ImageFileError, OSError, ValueError, EOFError) as error:
+    except (ImageFileError, OSError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: expected a NIfTI label image, found something unreadable ({error})") from None
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]

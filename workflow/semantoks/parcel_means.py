@@ -24,10 +24,14 @@ from semantoks.errors import UserError
 from semantoks.label_images import Labels
 
 fast_gzip: ModuleType = gzip
+DAMAGED: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
+"""What reading a damaged file raises."""
 with contextlib.suppress(ImportError):  # reads gzip two to three times faster where it is installed
-    from isal import igzip
+    from isal import igzip, igzip_lib
 
     fast_gzip = igzip
+    isal_error: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
+    DAMAGED = (*DAMAGED, isal_error)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def open_bold(path: Path | str) -> Bold:
         raise UserError(f"{path}: expected a 4D NIfTI image, found {what}")
     try:
         image: Any = nibabel.load(path)
-    except (ImageFileError, OSError, ValueError, EOFError) as error:
+    except (ImageFileError, ValueError, *DAMAGED) as error:
         raise UserError(f"{path}: expected a 4D NIfTI image, found something unreadable ({error})") from None
     if len(image.shape) != 4:
         raise UserError(f"{path}: expected a 4D image, found {len(image.shape)}D {image.shape}")
@@ -92,7 +96,7 @@ def volumes(bold: Bold) -> Iterator[NDArray[Any]]:
                 yield np.frombuffer(content, dtype=bold.dtype)
             if compressed:
                 file.read(1)  # reaching the end makes gzip compare its checksum
-    except (OSError, EOFError, zlib.error) as error:
+    except DAMAGED as error:
         raise UserError(f"{bold.path}: expected a complete image, found a damaged file ({error})") from None
 
 
