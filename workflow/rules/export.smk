@@ -38,7 +38,7 @@ rule export_bids:
         mem_mb=grows_with_attempt(2000),
     params:
         code=code_version("export_timeseries"),
-        folder=RESULTS / "{cohort}" / "export" / "bids",
+        folder=lambda wildcards: RESULTS / wildcards.cohort / "export" / "bids",
     shell:
         "python -m semantoks.export_timeseries --timeseries {input.timeseries:q} --qc {input.qc:q} --index {input.index:q}"
         " --labels {input.labels:q} --bids {params.folder:q} > {log:q} 2>&1"
