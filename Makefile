@@ -1,14 +1,13 @@
-# make demo · test · test-slow · lint · docs · bench · chaos · plan · lock · pins
+# make demo · test · test-slow · lint · docs · bench · plan · lock · pins
 SHELL := /bin/bash
 PYTHON ?= python3
 CORES ?= 2
-KILLS ?= 50
 CONFIG ?= config/config.yaml
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONNOUSERSITE=1 PYTHONPATH=workflow
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES)
 
-.PHONY: help demo test test-slow lint docs bench chaos plan lock pins
+.PHONY: help demo test test-slow lint docs bench plan lock pins
 .DEFAULT_GOAL := help
 
 help:  ## Show the commands
@@ -53,9 +52,6 @@ bench: $(VENV)/installed  ## Measure speed on this machine
 	$(RUN) python benchmarks/parcellate.py
 	$(RUN) python benchmarks/pretrain.py
 	$(RUN) python benchmarks/probe.py
-
-chaos: $(VENV)/installed-test  ## Kill random processes of a small run 50 times (KILLS), each followed by a rerun; compare the results
-	$(RUN) python tests/chaos.py --kills $(KILLS)
 
 plan: $(VENV)/installed  ## Estimate hours, disk and files of the configured recordings (CONFIG), against the quota
 	$(RUN) python -m semantoks.plan --configfile $(CONFIG)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
-import shutil
-import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -14,7 +11,6 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from semantoks.code_version import PACKAGE, _closure, _imported_names
-from small_study import copy_study, run
 
 RULES = sorted((REPOSITORY / "workflow/rules").glob("*.smk"))
 STAGES = yaml.safe_load((REPOSITORY / "envs/stages.yaml").read_text())["stages"]
@@ -80,59 +76,3 @@ def test_whatever_a_stage_imports_is_pinned_in_its_environment(stage):
         for name in {name.split(".")[0] for name in _imported_names(path)}:
             if name not in sys.stdlib_module_names and name != "semantoks":
                 assert pinned & {normalised(given) for given in distributions[name]}, (path.name, name)
-
-
-def kinds() -> dict[frozenset[str], list[str]]:
-    """Stages by their pins: those with equal needs have equal files."""
-    found: dict[frozenset[str], list[str]] = {}
-    for stage in STAGES:
-        found.setdefault(frozenset(pins(REPOSITORY / f"envs/{stage}.yaml")), []).append(stage)
-    return found
-
-
-@pytest.fixture(scope="module")
-def commands(finished_study) -> dict[str, str]:
-    """One shell command of every rule, as Snakemake would run it."""
-    shown = run(finished_study, "--cores", "1", "--dry-run", "--forceall", "--printshellcmds")
-    assert shown.returncode == 0, shown.stderr
-    found = {}
-    for block in re.split(r"^(?:local)?rule ", shown.stdout, flags=re.MULTILINE)[1:]:
-        rule = block.split(":", 1)[0]
-        command = re.search(r"^(?:    |\t)?Shell command: (.*)$", block, re.MULTILINE)
-        if command:
-            found[rule] = command[1]
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stages", kinds().values(), ids="-".join)
-def test_an_environment_of_these_pins_alone_runs_its_stages(finished_study, commands, tmp_path, stages):
-    """A virtual environment of the file's pins; the rules' own commands in it, with nothing else on any path."""
-    environment = tmp_path / "environment"
-    wanted = pins(REPOSITORY / f"envs/{stages[0]}.yaml")
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    python = environment / "bin/python"
-    quiet = ["--quiet", "--disable-pip-version-check", "--no-warn-script-location"]
-    subprocess.run([python, "-m", "pip", "install", *quiet, "--no-compile", *sorted(wanted)], check=True)
-    frozen = subprocess.run([python, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True)
-    names = {normalised(re.split("==| @ ", line)[0]) for line in frozen.stdout.splitlines()}
-    allowed = {normalised(pin.split("==")[0]) for pin in wanted} | {"pip", "setuptools", "wheel", "triton"}
-    # what a GPU build of torch brings is pinned by torch itself
-    assert {name for name in names - allowed if not name.startswith(("nvidia-", "cuda-"))} == set()
-
-    study = copy_study(finished_study, tmp_path / "study")
-    clean = {"PATH": f"{environment}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
-    clean |= {"PYTHONPATH": str(REPOSITORY / "workflow"), "PYTHONNOUSERSITE": "1"}
-    ran = [rule for rule, text in commands.items() if rules_environment(rule) in stages]
-    assert ran or stages == ["fmriprep"]
-    for rule in ran:
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", commands[rule]], cwd=study, env=clean)
-        logs = "".join(path.read_text() for path in logs_of(commands[rule], study))
-        assert done.returncode == 0, f"{rule}: {commands[rule]}\n{logs}"
-    shutil.rmtree(environment)
-
-
-def logs_of(command: str, study: Path) -> list[Path]:
-    """The file that a command writes its messages to."""
-    words = shlex.split(command)
-    return [study / words[words.index(">") + 1]] if ">" in words else []
