@@ -20,7 +20,7 @@ HARMLESS = {
     *("resources.attempt", "resources.attempts", "params.seed", "params.share", "params.similarity"),
     *("wildcards.row", "wildcards.batch", "wildcards.protocol"),  # constrained to letters, digits, - and _
     *("params.module", "params.untrained"),  # words of the rules
-    *("params.embeddings", "params.shards", "params.qc"),  # quoted by as_arguments
+    *("params.embeddings", "params.shards", "params.pretrain_shards", "params.qc", "params.weights"),  # by as_arguments
 }
 
 

@@ -22,5 +22,5 @@ rule supervised:
         model=lambda wildcards: wildcards.network.split("-")[0],
         weights=lambda wildcards, input: as_arguments("--weights", input.weights[:1]),
     shell:
-        "OMP_NUM_THREADS={threads} python -m semantoks.supervised --settings {params.settings:q} --model {params.model} {params.weights}"
+        "OMP_NUM_THREADS={threads} python -m semantoks.supervised --settings {params.settings:q} --model {params.model:q} {params.weights}"
         " --splits {input.splits:q} --shards {input.shards:q} --threads {threads} --output {output:q} > {log:q} 2>&1"
