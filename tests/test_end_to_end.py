@@ -16,7 +16,7 @@ from test_workflow import snakemake
 
 pytestmark = pytest.mark.slow
 
-AFTER_PROBES = {"tables", "figures_of_probes", "report", "all"}
+AFTER_PROBES = {"tables", "figures_of_probes", "cost", "report", "all"}
 
 
 @pytest.fixture(scope="module")
