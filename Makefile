@@ -32,10 +32,10 @@ data/demo/complete: $(VENV)/installed
 	touch $@
 
 test: $(VENV)/installed-test lint  ## Fast tests, a dry run and the linters
-	$(RUN) python -m pytest -q tests
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -q tests
 
 test-slow: $(VENV)/installed-test  ## Tests that run whole workflows, real data, Slurm and containers
-	$(RUN) python -m pytest -q -m slow tests
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -q -m slow --durations=12 tests
 
 lint: $(VENV)/installed-test  ## Style, types, Snakemake's own checks
 	$(RUN) ruff check workflow tests benchmarks envs
