@@ -15,8 +15,10 @@ import pytest
 import yaml
 from bids_trees import derivative, raw, write_image
 from conftest import REPOSITORY
+from semantoks.config_files import check_files
+from semantoks.errors import UserError
 from semantoks.files import read_table
-from semantoks.settings import config_schema
+from semantoks.settings import config_schema, load_settings
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -204,3 +206,56 @@ def test_a_misspelt_key(tmp_path):
     derivative(tmp_path / "data", "sub-01_task-rest")
     write_config(tmp_path, {"study": derivatives(tmp_path / "data")}, parcelate={})
     expect_error(tmp_path, "config.yaml: unknown key 'parcelate'", "did you mean 'parcellate'?")
+
+
+def named(folder: Path, key: str, path: str) -> dict:
+    """Keys of the configuration in which one file is named; those of the cohort are put into its file."""
+    section, _, name = key.partition(".")
+    if section in ("atlas", "networks", "parcellate"):
+        return {section: {"name": "own", name: path} if section == "atlas" else {name: path}}
+    own = {"participants": {"path": path}, "split_file": path, "features": {"mine": {"path": path}}}
+    write_config(folder, {"study": derivatives(folder / "data", **{section: own[section]})})
+    return {}
+
+
+NAMED = ["atlas.labels", "atlas.image", "atlas.transform", "networks.image", "networks.names", "networks.file"]
+NAMED += ["parcellate.template_mask", "participants.path", "split_file", "features.mine.path"]
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_a_file_that_is_named_and_not_there(tmp_path, key):
+    write_config(tmp_path, {"study": derivatives(tmp_path / "data")})
+    keys = named(tmp_path, key, "gone/file.tsv")
+    if keys:
+        write_config(tmp_path, {"study": derivatives(tmp_path / "data")}, **keys)
+    with pytest.raises(UserError, match=f"key '{key}': expected a file, found nothing at gone/file.tsv; correct the"):
+        check_files(load_settings(yaml.safe_load((tmp_path / "config.yaml").read_text())))
+
+
+def test_a_missing_label_table_stops_before_the_job_graph(tmp_path):
+    derivative(tmp_path / "data", "sub-01_task-rest")
+    write_config(tmp_path, {"study": derivatives(tmp_path / "data")})
+    (tmp_path / "labels.tsv").unlink()
+    expect_error(tmp_path, f"key 'atlas.labels': expected a file, found nothing at {tmp_path}/labels.tsv; correct")
+
+
+def test_every_missing_file_is_named_at_once(tmp_path, monkeypatch):
+    (tmp_path / "gone").symlink_to("nowhere")
+    settings = {"atlas": {"name": "own", "image": "gone", "labels": "."}, "networks": {"names": "absent"}}
+    write_config(tmp_path, {"study": derivatives(tmp_path / "data")}, **settings)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as told:
+        check_files(load_settings(yaml.safe_load((tmp_path / "config.yaml").read_text())))
+    lines = str(told.value).replace("error: ", "").splitlines()
+    assert [line.split(";")[0] for line in lines] == [
+        "key 'atlas.image': expected a file, found a link to nothing (annexed data not fetched?) at gone",
+        "key 'atlas.labels': expected a file, found a folder at .",
+        "key 'networks.names': expected a file, found nothing at absent",
+    ]
+
+
+@pytest.mark.parametrize("name", ["25P", "gone.yaml"])
+def test_a_denoising_strategy_that_is_none(tmp_path, name):
+    write_config(tmp_path, {"study": derivatives(tmp_path / "data")}, parcellate={"denoising": name})
+    with pytest.raises(UserError, match=rf"key 'parcellate.denoising': .*'{name}': expected one of 24P, 24P\+aco"):
+        check_files(load_settings(yaml.safe_load((tmp_path / "config.yaml").read_text())))

@@ -12,6 +12,7 @@ sys.path.insert(0, str(REPOSITORY / "workflow"))
 from semantoks.atlas_recipes import needed_files, source_of
 from semantoks.batches import current_batches, fmriprep_targets, recordings_of, update_batches
 from semantoks.code_version import code_version
+from semantoks.config_files import check_files
 from semantoks.container_binds import container_binds
 from semantoks.errors import UserError, disk_error
 from semantoks.launch import training_resources
@@ -27,6 +28,7 @@ try:
     RESULTS = settings.results
     ATLAS_FILES = needed_files(settings.section("atlas"))
     if workflow.is_main_process:
+        check_files(settings)
         for cohort in settings.cohorts:
             folder = RESULTS / cohort.name / "batches"
             update_batches(
