@@ -158,14 +158,14 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pd.DataFra
 
     Text columns hold ``str`` or None, never NaN.
     """
-    file = _parquet(path)
-    missing = set(columns or ()) - set(file.schema_arrow.names)
-    if missing:
-        raise UserError(
-            f"{path}: expected the columns {sorted(missing)}, found {file.schema_arrow.names}; "
-            "was it written by another stage or version?"
-        )
-    table = file.read(columns=columns)
+    return read_tables([path], columns)
+
+
+def read_tables(paths: Iterable[Path | str], columns: list[str] | None = None) -> pd.DataFrame:
+    """Read several Parquet files of one kind and stack their rows in the order of the paths."""
+    parts = [_read(path, columns) for path in paths]
+    # a column of which one file knows no value has no type there
+    table = parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="permissive")
     result: pd.DataFrame = table.to_pandas()
     for field in table.schema:
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type) or pa.types.is_null(field.type):
@@ -173,9 +173,15 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pd.DataFra
     return result
 
 
-def read_tables(paths: Iterable[Path | str], columns: list[str] | None = None) -> pd.DataFrame:
-    """Read several Parquet files of one kind and stack their rows in the order of the paths."""
-    return pd.concat([read_table(path, columns) for path in paths], ignore_index=True)
+def _read(path: Path | str, columns: list[str] | None) -> pa.Table:
+    file = _parquet(path)
+    missing = set(columns or ()) - set(file.schema_arrow.names)
+    if missing:
+        raise UserError(
+            f"{path}: expected the columns {sorted(missing)}, found {file.schema_arrow.names}; "
+            "was it written by another stage or version?"
+        )
+    return file.read(columns=columns)
 
 
 def _parquet(path: Path | str) -> pq.ParquetFile:

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semantoks.errors import run_command
-from semantoks.files import KEY, read_table, write_text
+from semantoks.files import KEY, read_tables, write_text
 
 LENGTH = 256
 """Numbers of a fingerprint: correlations of two connectivity patterns come out of it within about 0.06."""
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--decisions", type=Path, nargs="+", required=True, help="decision tables of all cohorts")
     parser.add_argument("--output", type=Path, required=True, help="table of pairs (TSV)")
     arguments = parser.parse_args(argv)
-    recordings = pd.concat([read_table(path, _COLUMNS)[_COLUMNS] for path in arguments.decisions], ignore_index=True)
+    recordings = read_tables(arguments.decisions, _COLUMNS)
     pairs = pairs_table(recordings, arguments.similarity)
     text = pairs.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.4f", lineterminator="\n")
     write_text(arguments.output, text)
