@@ -1,6 +1,6 @@
 """A real container engine for tests: Podman with a storage of its own, and images made from folders.
 
-``from container_engine import engine`` gives a test module the fixture. Nothing can be pulled where tests run, so an
+Nothing can be pulled where tests run, so an
 image is a folder (:func:`busybox_root`, or one made by ``debootstrap``) brought in by :meth:`Engine.image_of`.
 """
 

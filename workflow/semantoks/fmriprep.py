@@ -6,15 +6,14 @@ Whoever is finished already is recognised by the outputs and not run again. What
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +24,11 @@ from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
 from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs
-from semantoks.fmriprep_prepare import check_ready, clean_environment, prepare
+from semantoks.fmriprep_prepare import check_ready, prepare
+from semantoks.fmriprep_process import Ended, end_containers, run_and_show
 
-_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)
-_KILLED = {code for number in _SIGNALS for code in (-number, 128 + number, 256 - number)}
-"""Exit codes of a killed command: as Python, shells and containers, and Python's own exit say it."""
 _DID_NOT_START = {125, 126, 127}
 """Exit codes of engines that could not start the image, and of fMRIPrep without a valid licence or its tools."""
-_OUT_OF_MEMORY = re.compile(r"MemoryError|Cannot allocate memory|BrokenProcessPool|oom[-_ ]?kill|Out of memory", re.I)
-_ERROR_LINE = re.compile(r"error\b|exception|no space left|unable to find|not found|denied|is required", re.I)
-_LAST_LINES = 200
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,7 @@ def preprocess(
     settings: FmriprepSettings,
     job: Job,
     attempt: Attempt,
+    journal: Path,
     run: Callable[[list[str], Mapping[str, str]], Ended],
     prepared: bool = True,
 ) -> dict[str, Any]:
@@ -61,6 +56,7 @@ def preprocess(
 
     Parameters
     ----------
+    journal : file that is there while fMRIPrep runs: who finds it knows that an attempt never came to its end.
     run : executes a command with further environment variables.
     prepared : whether templates and ``fsaverage`` are known to be ready; else they are made ready now.
 
@@ -69,11 +65,11 @@ def preprocess(
     UserError
         For what is wrong for every participant alike: licence, image, engine, paths.
     SystemExit
-        With the command's exit code, when it was killed or ran out of memory and another attempt follows.
+        With the command's exit code, when it was killed or ran out of memory and another attempt follows, or when the
+        user stopped it.
     """
     if not raw_runs(job.bids, job.target):
         return _status(job, "failed", "no BOLD run fits the participant, session, tasks, entities and filter")
-    journal = job.work.with_name(f"{job.work.name}.json")
     killed = read_json(journal) if journal.is_file() else None
     if not problems(job.derivatives, job.bids, job.target):
         journal.unlink(missing_ok=True)
@@ -94,8 +90,10 @@ def preprocess(
         return _status(job, "failed", f"{broken[0]} is a link to nothing (annexed data not fetched?)")
     for folder in (job.derivatives, job.work, job.work / "home", job.work / "tmp"):
         folder.mkdir(parents=True, exist_ok=True)
+    end_containers(settings.engine, job.work)
     write_json(journal, {"last": attempt.last, "slurm_job": os.environ.get("SLURM_JOB_ID")})
     ended = run(command, variables)
+    end_containers(settings.engine, job.work)
     journal.unlink()
     status = _judge(ended, job, attempt, shlex.join(command))
     if settings.after_command and run(*_own_command(settings.after_command, job)).code:
@@ -111,6 +109,9 @@ def _own_command(line: str, job: Job) -> tuple[list[str], dict[str, str]]:
 
 def _judge(ended: Ended, job: Job, attempt: Attempt, command: str) -> dict[str, Any]:
     """Status of a run that came to its end."""
+    if ended.interrupted:
+        print("stopped by the user: it will run again when asked again", file=sys.stderr)
+        raise SystemExit(130)
     if ended.code in _DID_NOT_START:
         raise UserError(f"{job.target.name}: fMRIPrep did not start ({ended.reason}); the command was: {command}")
     if ended.killed_or_out_of_memory and not attempt.last:
@@ -188,54 +189,6 @@ def _scheduler_state(slurm_job: str | None) -> str:
     return f"Slurm job {slurm_job}, whose state is unknown"
 
 
-# --- running a command ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended: exit code and the last lines of its output."""
-
-    code: int
-    last_lines: tuple[str, ...]
-
-    @property
-    def killed_or_out_of_memory(self) -> bool:
-        """Whether more memory may help."""
-        told = any(_OUT_OF_MEMORY.search(line) for line in self.last_lines)
-        return self.code in _KILLED or (self.code != 0 and told)
-
-    @property
-    def reason(self) -> str:
-        """The exit code and the last line that tells of an error, or the last line at all."""
-        telling = [line for line in self.last_lines if _ERROR_LINE.search(line)] or list(self.last_lines)
-        what = "killed (memory or time limit?)" if self.code in _KILLED else f"exit code {self.code}"
-        return f"{what}: {telling[-1].strip()}" if telling else what
-
-
-def run_and_show(command: list[str], variables: Mapping[str, str]) -> Ended:
-    """Run a command, passing its output on; a request to stop is passed to it, too."""
-    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
-    with subprocess.Popen(
-        command,
-        env=clean_environment(variables),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                if line.strip():
-                    last_lines.append(line)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    return Ended(process.returncode, tuple(last_lines))
-
-
 def _label(value: str, prefix: str) -> str:
     """A label without its prefix; what BIDS forbids never reaches a command line."""
     label = value.removeprefix(prefix)
@@ -286,7 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"this would not start: {error}", file=sys.stderr)
         return
     prepared = arguments.prepared is None or read_json(arguments.prepared)["problem"] is None
-    status = preprocess(settings, job, Attempt(arguments.attempt, arguments.attempts), run_and_show, prepared)
+    attempt = Attempt(arguments.attempt, arguments.attempts)
+    run = functools.partial(run_and_show, end=functools.partial(end_containers, settings.engine, job.work))
+    status = preprocess(settings, job, attempt, arguments.status.with_suffix(".attempt.json"), run, prepared)
     write_json(arguments.status, status)
     print(f"{target.name}: {status['status']}" + (f" ({status['reason']})" if status["reason"] else ""))
 

@@ -14,16 +14,24 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from semantoks.container_images import find_image
+from semantoks.container_images import Image, find_image
 from semantoks.errors import UserError, run_command
 from semantoks.files import write_json
 from semantoks.fmriprep_command import FmriprepSettings, apptainer_file
+from semantoks.fmriprep_process import clean_environment
 
-_EXECUTABLES = {"docker": "fmriprep-docker", "podman": "podman", "apptainer": "apptainer", "native": "fmriprep"}
+_EXECUTABLES = {
+    "docker": ("fmriprep-docker", "docker"),
+    "podman": ("podman",),
+    "apptainer": ("apptainer",),
+    "native": ("fmriprep",),
+}
+_NO_SUCH_IMAGE = re.compile(r"no such (image|object)|image not known", re.I)
+"""What Docker and Podman say of an image that they lack, other than of a daemon that does not answer."""
 _ALWAYS_NEEDED = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "OASIS30ANTs", "fsLR", "fsaverage")
 """Templates that fMRIPrep reads whatever the output spaces are."""
 _SUBJECTS_OF_IMAGE = "/opt/freesurfer/subjects"
@@ -31,12 +39,12 @@ _SUBJECTS_OF_IMAGE = "/opt/freesurfer/subjects"
 
 def check_ready(settings: FmriprepSettings) -> None:
     """Refuse to start with what would fail for everybody: no command, no digest, no image, another version."""
-    executable = _EXECUTABLES[settings.engine]
-    if shutil.which(executable) is None:
-        raise UserError(
-            f"key 'fmriprep.engine': {settings.engine!r} needs the command {executable!r}, found none in PATH; "
-            "install it or choose another engine"
-        )
+    for executable in _EXECUTABLES[settings.engine]:
+        if shutil.which(executable) is None:
+            raise UserError(
+                f"key 'fmriprep.engine': {settings.engine!r} needs the command {executable!r}, found none in PATH; "
+                "install it or choose another engine"
+            )
     if settings.engine == "native":
         return _check_installed_version(settings)
     image = find_image(settings.image, settings.version)
@@ -52,10 +60,23 @@ def check_ready(settings: FmriprepSettings) -> None:
                 f"{path}: expected the Apptainer image, found none; make it with "
                 f"`apptainer pull {path} docker://{image.reference}`"
             )
-    elif subprocess.run([settings.engine, "image", "inspect", image.reference], capture_output=True).returncode:
+        return
+    _check_image(settings.engine, image)
+
+
+def _check_image(engine: str, image: Image) -> None:
+    """Refuse an image that Docker or Podman lacks, or an engine that does not answer."""
+    query = [engine, "image", "inspect", image.reference]
+    answer = subprocess.run(query, capture_output=True, text=True)
+    if answer.returncode and not _NO_SUCH_IMAGE.search(answer.stderr):
+        raise UserError(
+            f"key 'fmriprep.engine': expected {engine} to work, found `{' '.join(query)}` to fail: "
+            f"{answer.stderr.strip()[-300:] or 'no message'}"
+        )
+    if answer.returncode:
         raise UserError(
             f"key 'fmriprep.image': expected {image.reference} on this machine, found none; "
-            f"fetch it with `{settings.engine} pull {image.reference}`"
+            f"fetch it with `{engine} pull {image.reference}`"
         )
 
 
@@ -67,12 +88,6 @@ def _check_installed_version(settings: FmriprepSettings) -> None:
             f"key 'fmriprep.version': expected fMRIPrep {settings.version} to be installed, "
             f"found {found[0] if found else answer.stderr.strip()[-200:]!r}; install that version or change the key"
         )
-
-
-def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """The present environment without this workflow's own Python path, which a native fMRIPrep must not see."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
-    return kept | dict(variables)
 
 
 def wanted_templates(output_spaces: Sequence[str]) -> list[str]:

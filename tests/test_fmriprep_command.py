@@ -1,0 +1,145 @@
+"""The command that is built for fMRIPrep with each engine."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fmriprep_cases import DIGEST, IMAGE, SPACE, Runner
+from semantoks import fmriprep, fmriprep_command
+
+ARGUMENTS = "participant --participant-label 01 --nthreads 12 --omp-nthreads 8 --mem_mb 14400 --output-spaces"
+END = f"{SPACE} --random-seed 0 --notrack"
+
+
+def command(
+    settings: dict[str, Any], job: fmriprep_command.Job, licence: Path, linked: list[Path] | None = None
+) -> str:
+    words, variables = fmriprep_command.build_command(
+        fmriprep_command.FmriprepSettings(**settings), job, licence, IMAGE, linked or []
+    )
+    return " ".join([*(f"{key}={value}" for key, value in variables.items()), *words])
+
+
+def test_native_command(settings: dict[str, Any], job: fmriprep_command.Job, licence: Path) -> None:
+    given = settings | {"templateflow": "/templates", "freesurfer": False, "extra_arguments": ["--dummy-scans", "4"]}
+    assert command(given, job, licence) == (
+        f"TEMPLATEFLOW_HOME=/templates fmriprep {job.bids} {job.derivatives} {ARGUMENTS} {END} --fs-no-reconall "
+        f"--fs-license-file {licence} -w {job.work} --dummy-scans 4"
+    )
+
+
+def test_docker_command_leaves_the_binding_to_the_wrapper(
+    settings: dict[str, Any], job: fmriprep_command.Job, licence: Path
+) -> None:
+    given = settings | {
+        "engine": "docker",
+        "bids_filter_file": "/filter.json",
+        "bids_database_folder": "/database",
+        "freesurfer_folder": "/subjects",
+        "engine_arguments": ["--network", "none"],
+    }
+    assert command(given, job, licence) == (
+        f"fmriprep-docker {job.bids} {job.derivatives} {ARGUMENTS} {END} --fs-license-file {licence} "
+        "--fs-subjects-dir /subjects --bids-filter-file /filter.json --bids-database-dir /database "
+        f"-w {job.work} --no-tty --user {os.getuid()}:{os.getgid()} --image {IMAGE.reference} --network none"
+    )
+
+
+def test_podman_command_binds_everything_it_names(
+    settings: dict[str, Any], job: fmriprep_command.Job, licence: Path
+) -> None:
+    given = settings | {
+        "engine": "podman",
+        "templateflow": "/templates",
+        "bids_filter_file": "/filter.json",
+        "bids_database_folder": "/database",
+        "freesurfer_folder": "/store/subjects",
+        "skip_bids_validation": True,
+    }
+    assert command(given, job, licence, [Path("/store/annex")]) == (
+        f"podman run --rm --pull=never --volume {job.bids}:/data:ro --volume {job.derivatives}:/out "
+        f"--volume {job.work}:/work --volume {licence}:/opt/freesurfer/license.txt:ro "
+        "--volume /filter.json:/bids_filter.json:ro --volume /database:/bids_database "
+        "--volume /store/subjects:/subjects --volume /templates:/templateflow:ro "
+        "--volume /store/annex:/store/annex:ro --env TEMPLATEFLOW_HOME=/templateflow "
+        f"{IMAGE.reference} /data /out {ARGUMENTS} {END} --skip-bids-validation "
+        "--fs-license-file /opt/freesurfer/license.txt --fs-subjects-dir /subjects "
+        "--bids-filter-file /bids_filter.json --bids-database-dir /bids_database -w /work"
+    )
+
+
+def test_apptainer_command_shares_nothing_but_the_binds(
+    settings: dict[str, Any], job: fmriprep_command.Job, licence: Path
+) -> None:
+    given = settings | {"engine": "apptainer", "image_folder": "/images", "engine_arguments": ["--nv"]}
+    assert command(given, job, licence) == (
+        f"apptainer run --cleanenv --containall --home {job.work}/home:/home/runner --bind {job.bids}:/data:ro "
+        f"--bind {job.derivatives}:/out --bind {job.work}:/work --bind {licence}:/opt/freesurfer/license.txt:ro "
+        f"--bind {job.work}/tmp:/tmp --env TEMPLATEFLOW_HOME=/home/fmriprep/.cache/templateflow --nv "
+        f"/images/fmriprep_25.2.3_{DIGEST.replace(':', '-')}.sif /data /out {ARGUMENTS} {END} "
+        "--fs-license-file /opt/freesurfer/license.txt -w /work"
+    )
+
+
+@pytest.mark.usefixtures("pinned")
+@pytest.mark.parametrize("engine", ["docker", "podman", "apptainer"])
+def test_engines_are_started_with_the_pinned_image(run: Runner, tmp_path: Path, engine: str) -> None:
+    (tmp_path / IMAGE.file_name).write_bytes(b"image")
+    status = run("success", engine=engine, image_folder=str(tmp_path))
+    assert status is not None
+    assert status["status"] == "done"
+    words = (tmp_path / "arguments").read_text().split("\n")
+    assert (str(tmp_path / IMAGE.file_name) if engine == "apptainer" else IMAGE.reference) in words
+
+
+def test_one_session_and_a_filter(run: Runner, tmp_path: Path, bids: Path) -> None:
+    func = bids / "sub-01" / "ses-A" / "func"
+    func.mkdir(parents=True)
+    for task in ("rest", "nback"):
+        (func / f"sub-01_ses-A_task-{task}_bold.nii.gz").write_bytes(b"")
+    (tmp_path / "filter.json").write_text(json.dumps({"bold": {"task": "rest"}}))
+    status = run("nothing", "--session", "ses-A", bids_filter_file=str(tmp_path / "filter.json"))
+    assert status is not None
+    assert status["runs"] == ["sub-01_ses-A_task-rest"]
+    words = (tmp_path / "arguments").read_text().split("\n")
+    assert words[words.index("--session-label") + 1] == "A"
+    assert words[words.index("--subject-anatomical-reference") + 1] == "sessionwise"
+    assert words[words.index("--bids-filter-file") + 1] == str(tmp_path / "filter.json")
+
+
+def test_work_folder_of_the_settings_wins(run: Runner, tmp_path: Path) -> None:
+    run("crash", work_folder=str(tmp_path / "scratch"))
+    assert (tmp_path / "scratch" / "sub-01").is_dir()
+    assert not (tmp_path / "work").exists()
+
+
+def test_dry_run_prints_the_command_and_what_keeps_it_from_starting(
+    run: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("success", "--dry-run", engine="podman") is None
+    printed = capsys.readouterr()
+    assert printed.out.startswith("podman run --rm")
+    assert "docker.io/nipreps/fmriprep@unresolved" in printed.out
+    assert "this would not start" in printed.err
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "work").exists()
+
+
+def test_targets_of_links_are_bound_once(bids: Path, tmp_path: Path, job: fmriprep_command.Job) -> None:
+    store = tmp_path / "store" / "annex"
+    for number, key in enumerate(("a/k1", "b/k2")):
+        (store / "objects" / key).mkdir(parents=True)
+        (store / "objects" / key / "image.nii.gz").write_bytes(b"x")
+        link = bids / "sub-01" / "func" / f"sub-01_task-rest_run-{number + 3}_bold.nii.gz"
+        link.symlink_to(store / "objects" / key / "image.nii.gz")
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "T1w.json").write_text("{}")
+    (bids / "sub-01" / "sub-01_T1w.json").symlink_to(other / "T1w.json")
+    inside = bids / "sub-01" / "copy_bold.json"
+    inside.symlink_to(bids / "sub-01" / "func" / "sub-01_task-rest_run-1_bold.nii.gz")
+    assert fmriprep._linked_folders(job) == sorted([store, other])
