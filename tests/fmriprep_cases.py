@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import REPOSITORY
+from container_engine import Engine, busybox_root
 from semantoks import fmriprep, fmriprep_command, fmriprep_prepare
 from semantoks.container_images import Image
 from semantoks.fmriprep_outputs import Target
@@ -86,11 +89,39 @@ def licence(tmp_path: Path) -> Path:
     return path
 
 
+def schema_defaults(section: str) -> dict[str, Any]:
+    """A section of the configuration with every default."""
+    schema = yaml.safe_load((REPOSITORY / "workflow" / "schemas" / f"{section}.schema.yaml").read_text())
+    return {key: entry["default"] for key, entry in schema["properties"].items()}
+
+
 @pytest.fixture
 def settings(licence: Path) -> dict[str, Any]:
-    schema = yaml.safe_load((REPOSITORY / "workflow" / "schemas" / "fmriprep.schema.yaml").read_text())
-    defaults = {key: entry["default"] for key, entry in schema["properties"].items()}
-    return defaults | {"engine": "native", "licence": str(licence)}
+    return schema_defaults("fmriprep") | {"engine": "native", "licence": str(licence)}
+
+
+def write_outputs(folder: Path) -> None:
+    """An image, a mask and confounds as fMRIPrep writes them of a run of four volumes."""
+    noise = np.random.default_rng(0).normal(size=(6, 6, 6, 4)).astype(np.float32)
+    nib.save(nib.Nifti1Image(noise, np.eye(4)), folder / "preproc_bold.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((6, 6, 6), np.uint8), np.eye(4)), folder / "brain_mask.nii.gz")
+    (folder / "confounds.tsv").write_text("csf\n" + "1.0\n" * 4)
+    (folder / "preproc_bold.json").write_text('{"RepetitionTime": 2.0}')
+
+
+@pytest.fixture(scope="session")
+def fmriprep_image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """An image that stands in for fMRIPrep's, under its name."""
+    defaults = schema_defaults("fmriprep")
+    root = busybox_root(tmp_path_factory.mktemp("image") / "root")
+    shutil.copy(REPOSITORY / "tests/fmriprep_stand_in.sh", root / "fmriprep")
+    (root / "fmriprep").chmod(0o755)
+    surfaces = root / "opt/freesurfer/subjects/fsaverage/surf"
+    surfaces.mkdir(parents=True)
+    (surfaces / "of_file").write_text("a surface\n")
+    (surfaces / "lh.white").symlink_to("of_file")
+    name = f"{defaults['image']}:{defaults['version']}"
+    return Image(defaults["image"], defaults["version"], engine.image_of(root, name, ['ENTRYPOINT ["/fmriprep"]']))
 
 
 Runner = Callable[..., dict[str, Any] | None]
@@ -101,9 +132,7 @@ def run(tmp_path: Path, bids: Path, settings: dict[str, Any], monkeypatch: pytes
     """Run the stage with a stand-in that behaves as told; the status file's content, or None without one."""
     images = tmp_path / "images"
     images.mkdir()
-    noise = np.random.default_rng(0).normal(size=(6, 6, 6, 4)).astype(np.float32)
-    nib.save(nib.Nifti1Image(noise, np.eye(4)), images / "preproc_bold.nii.gz")
-    nib.save(nib.Nifti1Image(np.ones((6, 6, 6), np.uint8), np.eye(4)), images / "brain_mask.nii.gz")
+    write_outputs(images)
     commands = tmp_path / "commands"
     commands.mkdir()
     for name in ("fmriprep", "podman", "apptainer", "fmriprep-docker", "docker"):
@@ -140,3 +169,17 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> None:
 def job(bids: Path, tmp_path: Path) -> fmriprep_command.Job:
     target = Target("01", None, (SPACE,), {})
     return fmriprep_command.Job(target, bids, tmp_path / "out", tmp_path / "work" / "sub-01", 12, 16000)
+
+
+def python_with(requirement: str) -> Path:
+    """Python of an environment that holds one package of PyPI, made once and kept in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = cache / "semantoks-tests" / requirement.replace("==", "-")
+    if not (folder / "complete").is_file():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        install = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", requirement]
+        ended = subprocess.run(install, capture_output=True, text=True, timeout=900)
+        if ended.returncode:
+            pytest.skip(f"{requirement} cannot be installed here: {ended.stderr.strip()[-300:]}")
+        (folder / "complete").touch()
+    return folder / "bin" / "python"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import REPOSITORY
+from fmriprep_cases import python_with
 from semantoks.container_images import Image
 from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
 from semantoks.fmriprep_outputs import Target
@@ -32,17 +32,8 @@ print(json.dumps({"version": __version__} | options, default=str))
 
 @pytest.fixture(scope="session")
 def python() -> Path:
-    """Python of an environment that holds nothing but fMRIPrep, made once and kept in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "semantoks-tests" / f"fmriprep-{VERSION}"
-    if not (folder / "complete").is_file():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        install = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", f"fmriprep=={VERSION}"]
-        ended = subprocess.run(install, capture_output=True, text=True, timeout=900)
-        if ended.returncode:
-            pytest.skip(f"fMRIPrep {VERSION} cannot be installed here: {ended.stderr.strip()[-300:]}")
-        (folder / "complete").touch()
-    return folder / "bin" / "python"
+    """Python of an environment that holds nothing but fMRIPrep."""
+    return python_with(f"fmriprep=={VERSION}")
 
 
 @pytest.fixture
