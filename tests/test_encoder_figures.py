@@ -146,7 +146,7 @@ class TestOfATrainedEncoder:
         start = 0
         for taps in tokenizer.filters().values():
             for channel in range(len(taps)):
-                response = matrices[start + channel][10]
+                response = matrices[start + channel][:, 10]
                 expected = [taps[channel][out - 10 + 8] if 0 <= out - 2 < 16 else 0.0 for out in range(20)]
                 np.testing.assert_allclose(response, expected, atol=1e-6)
             start += len(taps)

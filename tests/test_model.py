@@ -12,9 +12,10 @@ import torch
 from fake_shards import interleaved
 from semantoks.errors import UserError
 from semantoks.model import tokenizer as tokenizer_module
-from semantoks.model.encoder import Encoder, ModelSettings, scan_features, temporal_positions
+from semantoks.model.encoder import Encoder, ModelSettings, attend, scan_features, temporal_positions
 from semantoks.model.networks import NetworkTable
 from small_models import SMALL, small_encoder, small_objective, small_views
+from torch.nn import functional as F
 
 PUBLISHED_SIZES = (61, 77, 46, 47, 26, 52, 91, 50, 7)
 
@@ -107,9 +108,23 @@ def test_long_convolution_sees_eight_samples_ahead_and_seven_back():
     tokenizer = encoder.tokenizer
     tokenizer.long_skip.data.zero_()
     matrix = tokenizer._toeplitz_matrices()[0]
-    reached = matrix[10].detach().abs() > 0
+    reached = matrix[:, 10].detach().abs() > 0
     assert reached.nonzero()[:, 0].tolist() == list(range(2, 18))
-    np.testing.assert_allclose(matrix[10, 2:18].detach(), tokenizer.kernels()[0, 0].detach(), rtol=1e-6)
+    np.testing.assert_allclose(matrix[2:18, 10].detach(), tokenizer.kernels()[0, 0].detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_queries", [46, 1])
+def test_short_sequences_attend_as_the_fused_kernel_does(n_queries):
+    """On a CPU plain products take its place; values and gradients are the same."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(3, 2, n, 8, generator=generator, dtype=torch.float64) for n in (n_queries, 46, 46)]
+    found, expected = ([part.clone().requires_grad_() for part in parts] for _ in range(2))
+    ours, fused = attend(*found), F.scaled_dot_product_attention(*expected)
+    torch.testing.assert_close(ours, fused)
+    for output in (ours, fused):
+        output.square().sum().backward()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
 
 
 def test_kernel_norm_is_that_of_the_first_kernels_and_stays():

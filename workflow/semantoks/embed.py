@@ -23,7 +23,7 @@ from semantoks.files import KEY, METADATA_KEY, parquet_options, provenance, repl
 from semantoks.model.encoder import Encoder, scan_features
 from semantoks.model.encoder_folder import LoadedEncoder, load_encoder
 from semantoks.training.corpus import Corpus, describe_shards
-from semantoks.training.device import choose_device, choose_precision
+from semantoks.training.device import choose_device, choose_precision, keep_freed_memory
 from semantoks.training.encoder_corpus import crop_starts, load_matching_corpus
 from semantoks.training.hdf5 import Hdf5Scans
 from semantoks.training.settings import from_mapping
@@ -139,6 +139,8 @@ def embed(inputs: Sequence[Path], weights: Path, settings: EmbedSettings, output
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     loaded = load_encoder(weights)
     scans = hdf5_scans(inputs[0], atlas, loaded) if atlas else None
     corpora = shard_corpora(inputs, loaded) if scans is None else scans.corpora()

@@ -22,7 +22,7 @@ from semantoks.objectives.self_distillation import SelfDistillation
 from semantoks.training.batches import Batches
 from semantoks.training.checkpoint import Checkpoints, StopSignals, training_fingerprint
 from semantoks.training.corpus import Corpus, load_corpus
-from semantoks.training.device import choose_device, choose_precision, fits_on
+from semantoks.training.device import choose_device, choose_precision, fits_on, keep_freed_memory
 from semantoks.training.monitor import Monitor, measure
 from semantoks.training.optimiser import make_optimiser, optimiser_step
 from semantoks.training.sampling import Sampler
@@ -208,6 +208,8 @@ def pretrain(
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     device = choose_device(settings.run.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = settings.model
     corpus = load_corpus(shards, settings.min_network_valid, model.tokenizer, min_frames=2 * model.patch)
     kind = "random" if random_initialisation else "pretrained"

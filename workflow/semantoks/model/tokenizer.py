@@ -64,9 +64,9 @@ class SemanticTokenizer(nn.Module):
         self.register_buffer("kernel_norm", torch.ones(n_networks, max(channels)))
         self._freeze_kernel_norm()
         self._register_layout(sizes, channels)
-        # tap of the long kernel that carries input sample s to output sample t; LONG_TAPS where none does
+        # tap of the long kernel that carries input sample s (column) to output sample t; LONG_TAPS where none does
         samples = torch.arange(patch)
-        taps = samples[None, :] + _LONG_CENTRE - samples[:, None]
+        taps = samples[:, None] + _LONG_CENTRE - samples[None, :]
         taps = torch.where((taps >= 0) & (taps < LONG_TAPS), taps, LONG_TAPS)
         self.register_buffer("toeplitz_taps", taps.flatten(), persistent=False)
 
@@ -133,53 +133,56 @@ class SemanticTokenizer(nn.Module):
         """Tokens [B, N, P, D] of BOLD [B, ROI, T], with P = ⌊T / patch⌋; left-over samples are not read."""
         n_scans, _, n_samples = bold.shape
         n_patches = n_samples // self.patch
-        bold = bold[..., : n_patches * self.patch].transpose(0, 1)
-        rows = bold.index_select(0, self.roi_order).view(len(self.roi_order), -1, self.patch)
+        patches = bold[..., : n_patches * self.patch].unflatten(-1, (n_patches, self.patch))
+        rows = patches.permute(1, 3, 0, 2).index_select(0, self.roi_order).flatten(2)
         if torch.is_autocast_enabled(rows.device.type):  # once, instead of in every product
             rows = rows.to(torch.get_autocast_dtype(rows.device.type))
         if bold.device.type == "cpu" and len(self._sizes) <= _LOOP_LIMIT:
-            pooled = torch.stack([self._pooled(features) for features in self._features_in_turn(rows)])
+            pooled = torch.stack(list(self._pooled_in_turn(rows)))
         else:
-            pooled = self._pooled(self._features_at_once(rows))
+            pooled = self._pooled_at_once(rows)
         tokens = pooled.unflatten(-1, (n_scans, n_patches)).permute(2, 0, 3, 1)
         tokens = F.layer_norm(tokens, (tokens.shape[-1],))
         return tokens * self.norm_weight[:, None, :] + self.norm_bias[:, None, :]
 
-    def _pooled(self, features: Tensor) -> Tensor:
-        """GELU, then the mean over the samples of a patch: [..., D, B·P·patch] → [..., D, B·P]."""
-        pooled: Tensor = F.gelu(features).unflatten(-1, (-1, self.patch)).mean(dim=-1)
-        return pooled
+    def _pooled(self, dense: Tensor, long: Tensor) -> Tensor:
+        """GELU, then the mean over the samples of a patch: two of [..., channels, patch·B·P] → [..., D, B·P]."""
+        parts = [F.gelu(features).unflatten(-1, (self.patch, -1)).mean(dim=-2) for features in (dense, long)]
+        return torch.cat(parts, dim=-2)
 
-    def _features_in_turn(self, rows: Tensor) -> Iterator[Tensor]:
-        """Features [D, B·P·patch] of one network after another, in cache and without padding; fastest on a CPU.
+    def _pooled_in_turn(self, rows: Tensor) -> Iterator[Tensor]:
+        """Pooled features [D, B·P] of one network after another, in cache and without padding; fastest on a CPU.
 
-        ``rows`` are the ROIs in network order, [ROI, B·P, patch].
+        ``rows`` are the ROIs in network order, [ROI, patch, B·P].
         """
         matrices = self._toeplitz_matrices().split(self._channels)
         dense_weights, long_weights = self.dense_weight.unbind(), self.long_weight.unbind()
         for index, own_rows in enumerate(rows.split(self._sizes)):
             heads, n_channels, n_rois = self.heads[index], self._channels[index], self._sizes[index]
             repeated = own_rows.repeat_interleave(heads, dim=0) if heads > 1 else own_rows
-            channels = torch.bmm(repeated, matrices[index]).flatten(1)
+            channels = torch.bmm(matrices[index], repeated).flatten(1)
             columns = _with_neighbours(own_rows)
             dense_weight = dense_weights[index][:, :n_rois].flatten(1)
             dense = torch.addmm(self.dense_bias[index, :, None], dense_weight, columns)
             long = torch.addmm(self.long_bias[index, :, None], long_weights[index][:, :n_channels], channels)
-            yield torch.cat([dense, long])
+            yield self._pooled(dense, long)
 
-    def _features_at_once(self, rows: Tensor) -> Tensor:
-        """Features [N, D, B·P·patch] of all networks by batched products, without a loop."""
-        n_networks, length = len(self._sizes), rows.shape[1] * self.patch
+    def _pooled_at_once(self, rows: Tensor) -> Tensor:
+        """Pooled features [N, D, B·P] of all networks by batched products, without a loop."""
+        n_networks, length = len(self._sizes), rows.shape[1] * rows.shape[2]
         columns = F.pad(_with_neighbours(rows).view(len(rows), -1), (0, 0, 0, 1))
         columns = columns.index_select(0, self.roi_slots).view(n_networks, -1, length)
-        channels = torch.bmm(rows.index_select(0, self.channel_rows), self._toeplitz_matrices()).flatten(1)
+        channels = torch.bmm(self._toeplitz_matrices(), rows.index_select(0, self.channel_rows)).flatten(1)
         channels = F.pad(channels, (0, 0, 0, 1)).index_select(0, self.channel_slots).view(n_networks, -1, length)
         dense = torch.baddbmm(self.dense_bias[..., None], self.dense_weight.flatten(2), columns)
         long = torch.baddbmm(self.long_bias[..., None], self.long_weight, channels)
-        return torch.cat([dense, long], dim=1)
+        return self._pooled(dense, long)
 
     def _toeplitz_matrices(self) -> Tensor:
-        """Long convolution of each channel inside a patch, with its skip on the diagonal, [channels, patch, patch]."""
+        """Long convolution of each channel inside a patch, with its skip on the diagonal.
+
+        [channels, output sample, input sample].
+        """
         kernels = F.pad(self.kernels(), (0, 1)).flatten(0, 1).index_select(0, self.live_channels)
         skip = self.long_skip.flatten().index_select(0, self.live_channels)
         matrices = kernels.index_select(1, self.toeplitz_taps).view(-1, self.patch, self.patch)
@@ -189,10 +192,10 @@ class SemanticTokenizer(nn.Module):
 def _with_neighbours(rows: Tensor) -> Tensor:
     """Each ROI one sample late, as it is, and one early, zero-padded inside the patch: the input of kernel 3.
 
-    [ROI, B·P, patch] → [ROI·3, B·P·patch].
+    [ROI, patch, B·P] → [ROI·3, patch·B·P].
     """
-    padded = F.pad(rows, (1, 1))
-    columns = torch.stack([padded[..., tap : tap + rows.shape[-1]] for tap in range(3)], dim=1)
+    padded = F.pad(rows, (0, 0, 1, 1))
+    columns = torch.stack([padded[:, tap : tap + rows.shape[1]] for tap in range(3)], dim=1)
     return columns.flatten(2).flatten(0, 1)
 
 
