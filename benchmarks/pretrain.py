@@ -38,6 +38,7 @@ from semantoks.training.step import forward_backward
 from semantoks.weights import PUBLISHED_RUNS
 
 N_FRAMES = 180
+UNREGULARISED = {"ttr": 0.0}
 
 
 @dataclass
@@ -128,7 +129,7 @@ class Training:
         self.sampler = Sampler(corpus.table, settings.optimiser.batch, 0, settings.masks.probability)
         self.objective: SelfDistillation = make_objective(settings, corpus, 0).to(device)
         compile_encoders(self.objective, settings, device)
-        self.optimiser = make_optimiser(self.objective.student.named_parameters())
+        self.optimiser = make_optimiser(self.objective.trained())
         self.views = Batches(corpus, self.sampler, settings, device)(0, 10**9)
 
     def step(self, masked: bool) -> None:
@@ -136,7 +137,7 @@ class Training:
         views = next(self.views)
         if not masked:
             views = views._replace(mask=None)
-        forward_backward(self.objective, views, 0.0, self.settings.optimiser, self.precision)
+        forward_backward(self.objective, views, UNREGULARISED, self.settings.optimiser, self.precision)
         optimiser_step(self.optimiser, 1e-4, 0.05, 1.0)
         self.objective.after_step(0.99)
 
@@ -147,14 +148,14 @@ class Training:
 
         def student() -> object:
             with autocast:
-                return objective.project_student(views, ttr=False)
+                return objective.predictions(views, UNREGULARISED)
 
         def teacher() -> object:
             with autocast:
-                return objective.project_teacher(views, ttr=False)
+                return objective.targets(views, UNREGULARISED)
 
         def forward_and_backward() -> None:
-            forward_backward(objective, views, 0.0, self.settings.optimiser, self.precision)
+            forward_backward(objective, views, UNREGULARISED, self.settings.optimiser, self.precision)
 
         found = {
             "views and masks": timed(lambda: next(self.views), device, repetitions),

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 from semantoks.errors import UserError
-from semantoks.training.monitor import Monitor, effective_rank, token_cosine
+from semantoks.objectives.spread import effective_rank, token_cosine
+from semantoks.training.monitor import Monitor
 from semantoks.training.settings import RunSettings
 from torch.nn import functional as F
 
@@ -37,6 +38,7 @@ def test_token_cosine_is_the_mean_over_pairs():
     pairs = [float(units[b, i] @ units[b, j]) for b in range(3) for i in range(4) for j in range(4) if i != j]
     assert float(token_cosine(tokens)) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
     assert float(token_cosine(torch.ones(2, 5, 6))) == pytest.approx(1.0)
+    assert torch.isnan(token_cosine(tokens[:, :1]))
 
 
 def test_log_drops_the_steps_that_a_resumed_training_repeats(tmp_path):

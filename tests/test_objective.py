@@ -17,10 +17,13 @@ def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
 
 
+TTR, NO_TTR = {"ttr": 0.5}, {"ttr": 0.0}
+
+
 def step(objective, views, ttr_weight=0.5):
-    ttr = ttr_weight > 0
-    student, teacher = objective.project_student(views, ttr), objective.project_teacher(views, ttr)
-    return objective.losses(student, teacher, views, ttr_weight), student, teacher
+    weights = {"ttr": ttr_weight}
+    student, teacher = objective.predictions(views, weights), objective.targets(views, weights)
+    return objective.losses(student, teacher, views, weights), student, teacher
 
 
 @pytest.mark.parametrize(("m", "p"), [(10, 4), (3, 8), (1, 2)])
@@ -87,18 +90,16 @@ def test_no_gradient_reaches_the_teacher_or_an_unused_mask_embedding():
 def test_teacher_sees_the_unmasked_views_and_student_the_masked_ones():
     objective, masked = small_objective(), small_views()
     plain = masked._replace(mask=None)
-    torch.testing.assert_close(
-        objective.project_teacher(masked, ttr=True).cls, objective.project_teacher(plain, ttr=True).cls
-    )
-    difference = objective.project_student(masked, True).cls - objective.project_student(plain, True).cls
+    torch.testing.assert_close(objective.targets(masked, TTR).cls, objective.targets(plain, TTR).cls)
+    difference = objective.predictions(masked, TTR).cls - objective.predictions(plain, TTR).cls
     assert difference.abs().max() > 1e-3
 
 
 def test_steps_that_read_only_cls_give_the_same_cls():
     """Without mask and TTR the last block computes the CLS token alone."""
     objective, views = small_objective(), small_views(masked=False)
-    short, full = objective.project_student(views, ttr=False), objective.project_student(views, ttr=True)
-    assert short.outputs.shape[1] == 1
+    short, full = objective.predictions(views, NO_TTR), objective.predictions(views, TTR)
+    assert short.outputs.shape[2] == 1
     torch.testing.assert_close(short.cls, full.cls)
 
 
@@ -132,7 +133,7 @@ def test_absent_parts_are_left_out_of_the_losses():
     rows = [(s, n) for s in range(3) for n in range(3) if (s, n) != (0, 1)]
 
     def means(outputs):
-        grid = outputs[:, 1:].unflatten(1, (3, 3))
+        grid = outputs.flatten(0, 1)[:, 1:].unflatten(1, (3, 3))
         both = []
         for view in range(2):
             both.append(torch.stack([grid[3 * view + s, n, : 2 if s == 1 else 3].mean(0) for s, n in rows]))
@@ -189,7 +190,7 @@ def test_projections_have_unit_norm_under_autocast():
     """Rounded to bfloat16 after normalising, norms would be off by half a percent."""
     objective, views = small_objective(), small_views(16)
     with torch.autocast("cpu", torch.bfloat16):
-        projections = objective.project_student(views, ttr=True)
+        projections = objective.predictions(views, TTR)
     for values in projections[:3]:
         assert values.dtype == torch.float32
         torch.testing.assert_close(values.norm(dim=-1), torch.ones(values.shape[:-1]), atol=1e-6, rtol=0)
@@ -219,6 +220,6 @@ def test_bfloat16_losses_follow_float32():
     objective, views = small_objective(), small_views(16)
     exact = step(objective, views)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        student, teacher = objective.project_student(views, True), objective.project_teacher(views, True)
-    rounded = objective.losses(student, teacher, views, 0.5)
+        student, teacher = objective.predictions(views, TTR), objective.targets(views, TTR)
+    rounded = objective.losses(student, teacher, views, TTR)
     assert np.abs(float(rounded.total.detach()) / float(exact.total.detach()) - 1) < 0.02

@@ -13,7 +13,7 @@ from small_models import small_objective, small_views
 
 def gradients(views, ttr_weight=0.4, **options):
     objective = small_objective(dtype=torch.float64)
-    result = forward_backward(objective, views, ttr_weight, OptimiserSettings(**options), torch.float32)
+    result = forward_backward(objective, views, {"ttr": ttr_weight}, OptimiserSettings(**options), torch.float32)
     return result, {name: p.grad for name, p in objective.student.named_parameters()}
 
 
@@ -55,11 +55,11 @@ def test_steps_without_masking_leave_the_mask_embedding_alone():
     optimiser = make_optimiser(objective.student.named_parameters())
     embedding = objective.student.encoder.mask_embedding
     before = embedding.detach().clone()
-    forward_backward(objective, small_views(masked=False), 0.0, OptimiserSettings(), torch.float32)
+    forward_backward(objective, small_views(masked=False), {"ttr": 0.0}, OptimiserSettings(), torch.float32)
     optimiser_step(optimiser, 1e-2, 0.3, 1.0)
     assert torch.equal(embedding, before)
     assert embedding not in optimiser.state
-    forward_backward(objective, small_views(), 0.0, OptimiserSettings(), torch.float32)
+    forward_backward(objective, small_views(), {"ttr": 0.0}, OptimiserSettings(), torch.float32)
     optimiser_step(optimiser, 1e-2, 0.3, 1.0)
     assert optimiser.state[embedding]["step"] == 1
 

@@ -167,9 +167,9 @@ def _compare_fixed(reference: Reference, comparison: Comparison) -> None:
 def _step_losses(
     objective: SelfDistillation, views: Views, ttr_weight: float
 ) -> tuple[Losses, Projections, Projections]:
-    ttr = ttr_weight > 0
-    student, teacher = objective.project_student(views, ttr), objective.project_teacher(views, ttr)
-    return objective.losses(student, teacher, views, ttr_weight), student, teacher
+    weights = {"ttr": ttr_weight}
+    student, teacher = objective.predictions(views, weights), objective.targets(views, weights)
+    return objective.losses(student, teacher, views, weights), student, teacher
 
 
 def _compare_losses(reference: Reference, name: str, comparison: Comparison) -> None:

@@ -16,6 +16,7 @@ from semantoks.files import provenance, write_text
 from semantoks.model.encoder import Encoder
 from semantoks.model.encoder_folder import save_weights
 from semantoks.objectives.losses import collapsed_coding_rate
+from semantoks.objectives.objective import Objective
 from semantoks.objectives.parallel import process_rank, processes, world_size
 from semantoks.objectives.schedules import Schedules
 from semantoks.objectives.self_distillation import SelfDistillation
@@ -35,17 +36,19 @@ class Preempted(SystemExit):
 
 
 def train(
+    objective: Objective,
     corpus: Corpus,
     settings: PretrainSettings,
     seed: int,
     metrics: Path,
     checkpoints: Checkpoints,
     device: torch.device,
-) -> SelfDistillation:
+) -> None:
     """Train on a corpus, from the newest checkpoint if there is one.
 
     Parameters
     ----------
+    objective : with its encoder, on ``device``; trained in place.
     metrics : JSON lines, one per logged step.
 
     Raises
@@ -58,8 +61,7 @@ def train(
     sampler = Sampler(corpus.table, settings.optimiser.batch, seed, settings.masks.probability)
     note_small_corpus(sampler, settings)
     schedules = make_schedules(settings, sampler)
-    objective = make_objective(settings, corpus, seed).to(device)
-    optimiser = make_optimiser(objective.student.named_parameters(), settings.optimiser.decay_all)
+    optimiser = make_optimiser(objective.trained(), settings.optimiser.decay_all)
     batches = Batches(corpus, sampler, settings, device)
     precision = choose_precision(settings.run.precision, device)
     compile_encoders(objective, settings, device)
@@ -78,8 +80,8 @@ def train(
         StopSignals() as signals,
     ):
         for step, views in enumerate(batches(first_step, n_steps), first_step):
-            learning_rate, ttr_weight = schedules.learning_rate_at(step), schedules.ttr_weight_at(step)
-            result = forward_backward(objective, views, ttr_weight, settings.optimiser, precision)
+            learning_rate, weights = schedules.learning_rate_at(step), {"ttr": schedules.ttr_weight_at(step)}
+            result = forward_backward(objective, views, weights, settings.optimiser, precision)
             norm = optimiser_step(
                 optimiser, learning_rate, schedules.weight_decay_at(step), settings.optimiser.clip_norm
             )
@@ -91,10 +93,10 @@ def train(
                     {
                         "step": step,
                         "epoch": step // sampler.steps_per_epoch,
-                        **measure(result),
+                        **measure(objective, result),
                         "gradient_norm": norm.item(),
                         "learning_rate": learning_rate,
-                        "ttr_weight": ttr_weight,
+                        **{f"{part}_weight": weight for part, weight in weights.items()},
                         "masked": views.mask is not None,
                     }
                 )
@@ -104,7 +106,6 @@ def train(
                 checkpoints.save(step + 1, objective, optimiser, n_low=monitor.n_low)
             if stop:
                 raise Preempted(f"stopped after step {step} of {n_steps}; start again to go on from there")
-    return objective
 
 
 def make_objective(settings: PretrainSettings, corpus: Corpus, seed: int) -> SelfDistillation:
@@ -147,11 +148,11 @@ def note_small_corpus(sampler: Sampler, settings: PretrainSettings) -> None:
         )
 
 
-def compile_encoders(objective: SelfDistillation, settings: PretrainSettings, device: torch.device) -> None:
-    """Compile student and teacher in place; names of parameters stay."""
+def compile_encoders(objective: Objective, settings: PretrainSettings, device: torch.device) -> None:
+    """Compile the encoders in place; names of parameters stay."""
     if settings.run.compile == "on" or (settings.run.compile == "auto" and device.type == "cuda"):
-        for branch in (objective.student, objective.teacher):
-            branch.encoder.compile()
+        for encoder in objective.encoders():
+            encoder.compile()
 
 
 def resolved_run(settings: PretrainSettings, corpus: Corpus, seed: int) -> dict[str, Any]:
@@ -175,6 +176,7 @@ def make_config(settings: PretrainSettings, corpus: Corpus, seed: int, kind: str
     seen = sorted(participants.itertuples(index=False, name=None)) if kind == "pretrained" else []
     return {
         "kind": kind,
+        "encoder": SelfDistillation.features,
         "seed": seed,
         "model": settings.model.as_dict(),
         "networks": corpus.networks.labels,
@@ -225,7 +227,8 @@ def pretrain(
     checkpoints = Checkpoints(checkpoint_folder, fingerprint, settings.run.checkpoint_minutes)
     metrics = (checkpoint_folder or output) / f"metrics-{fingerprint}.jsonl"
     corpus_device = device if fits_on(device, corpus.frames, settings.run.corpus) else torch.device("cpu")
-    objective = train(corpus.to(corpus_device), settings, seed, metrics, checkpoints, device)
+    objective = make_objective(settings, corpus, seed).to(device)
+    train(objective, corpus.to(corpus_device), settings, seed, metrics, checkpoints, device)
     if process_rank() == 0:
         save_weights(output, objective.state_dict(), config)
         write_text(output / "metrics.jsonl", metrics.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
 
 class LoadedEncoder(NamedTuple):
-    """A teacher encoder in evaluation mode, its config, and the file of its weights."""
+    """An encoder in evaluation mode, its config, and the file of its weights."""
 
     encoder: Encoder
     config: dict[str, Any]
@@ -30,8 +30,9 @@ def save_weights(folder: Path | str, tensors: Mapping[str, Tensor], config: Mapp
 
     Parameters
     ----------
-    tensors : ``student.…``, ``teacher.…`` as in ``SelfDistillation.state_dict()``.
-    config : must hold ``model``, ``networks`` (name of each ROI's network), ``network_order`` and ``roi_names``.
+    tensors : ``state_dict()`` of an objective.
+    config : must hold ``model``, ``networks`` (name of each ROI's network), ``network_order`` and ``roi_names``;
+        ``encoder`` names the part whose features are used, ``teacher.encoder`` by default.
     """
     on_host = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(Path(folder) / WEIGHTS) as temporary:
@@ -59,10 +60,10 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any], P
 
 
 def load_encoder(path: Path | str) -> LoadedEncoder:
-    """The teacher encoder that a folder holds, as downstream stages use it."""
+    """The encoder that a folder holds, as downstream stages use it: the teacher's."""
     tensors, config, weights = read_weights(path)
     encoder = build_encoder(config)
-    prefix = "teacher.encoder."
+    prefix = config.get("encoder", "teacher.encoder") + "."
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     check_state(state, encoder.state_dict(), str(weights))
     encoder.load_state_dict(state)

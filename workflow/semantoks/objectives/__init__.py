@@ -1,1 +1,1 @@
-"""What an encoder is trained for; each objective stands on the same encoder (see :mod:`.self_distillation`)."""
+"""What an encoder is trained for; each objective stands on the same encoder (see :mod:`.objective`)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from semantoks.model.encoder import Encoder, ProjectionHead
 from semantoks.objectives.losses import CODING_RATE_EPSILON, coding_rate_loss, token_loss
+from semantoks.objectives.objective import Objective
+from semantoks.objectives.parallel import sum_over_processes
+from semantoks.objectives.spread import effective_rank, token_cosine
 from semantoks.objectives.views import Views
 
 
@@ -49,7 +53,7 @@ class Projections(NamedTuple):
     """Unit-norm projections of both views by one branch; parts that no loss reads are None.
 
     ``cls`` [2, m, p], ``networks`` [2, m, N, p], ``tokens`` [2, m, N·P, p]; ``outputs`` are the encoder's
-    tokens [2·m, n, D], without gradient, for monitoring.
+    tokens [2, m, n, D], without gradient, for monitoring.
     """
 
     cls: Tensor
@@ -69,13 +73,13 @@ class Losses(NamedTuple):
     coding_rate: Tensor
 
 
-class SelfDistillation(nn.Module):
-    """Student, teacher and their losses.
+class SelfDistillation(Objective):
+    """Student, teacher and their losses; the covariance of the coding rate couples all scans of a batch.
 
-    What a training step asks of it: ``project_student`` and ``project_teacher`` of the views, ``losses`` from the
-    projections, ``after_step``. Keeping projections and losses apart lets gradient accumulation see the covariance of
-    the whole batch. Another objective with a student and a teacher offers the same.
+    Its only scheduled weight is ``ttr``.
     """
+
+    features = "teacher.encoder"
 
     def __init__(self, encoder: Encoder, settings: ObjectiveSettings) -> None:
         super().__init__()
@@ -83,19 +87,27 @@ class SelfDistillation(nn.Module):
         self.student = Branch(encoder, settings.shared_head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
-    def project_student(self, views: Views, ttr: bool) -> Projections:
+    def trained(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Parameters of the student."""
+        return self.student.named_parameters()
+
+    def encoders(self) -> list[nn.Module]:
+        """Those of student and teacher."""
+        return [self.student.encoder, self.teacher.encoder]
+
+    def predictions(self, views: Views, weights: Mapping[str, float]) -> Projections:
         """Student projections of the masked views."""
         hidden = _absent(views)
         if views.mask is None:
             mask = hidden
         else:
             mask = views.mask if hidden is None else views.mask | hidden
-        return self._project(self.student, views, mask, ttr)
+        return self._project(self.student, views, mask, weights["ttr"] > 0)
 
     @torch.no_grad()
-    def project_teacher(self, views: Views, ttr: bool) -> Projections:
+    def targets(self, views: Views, weights: Mapping[str, float]) -> Projections:
         """Teacher projections of the unmasked views."""
-        return self._project(self.teacher, views, _absent(views), ttr)
+        return self._project(self.teacher, views, _absent(views), weights["ttr"] > 0)
 
     def _project(self, branch: Branch, views: Views, mask: Tensor | None, ttr: bool) -> Projections:
         only_cls = views.mask is None and not ttr
@@ -109,33 +121,57 @@ class SelfDistillation(nn.Module):
         if views.mask is not None:
             head = branch.token_head or branch.head
             tokens = head(outputs[:, 1:]).unflatten(0, (2, -1))
-        return Projections(cls, networks, tokens, outputs.detach())
+        return Projections(cls, networks, tokens, outputs.detach().unflatten(0, (2, -1)))
 
     def losses(
-        self, student: Projections, teacher: Projections, views: Views, ttr_weight: float, n_scans: int | None = None
+        self,
+        predictions: Projections,
+        targets: Projections,
+        views: Views,
+        weights: Mapping[str, float],
+        n_scans: int | None = None,
     ) -> Losses:
-        """Losses of a batch.
+        """Losses of a batch, from the projections of student and teacher.
 
         Parameters
         ----------
         views : their masks say which tokens count.
-        ttr_weight : weight of the TTR in this step.
+        weights : ``ttr``, the weight of the TTR in this step.
         n_scans : m of the global batch, when there are several processes.
         """
+        student, teacher = predictions, targets
         epsilon = self.settings.epsilon
         cls = coding_rate_loss(student.cls, teacher.cls, epsilon=epsilon)
         zero = cls.loss.new_zeros(())
         ttr = token = zero
         if student.networks is not None and teacher.networks is not None:
-            weights = None if views.present is None else views.present.any(dim=2).flatten()
+            present = None if views.present is None else views.present.any(dim=2).flatten()
             ttr = coding_rate_loss(
-                student.networks.flatten(1, 2), teacher.networks.flatten(1, 2), weights, epsilon
+                student.networks.flatten(1, 2), teacher.networks.flatten(1, 2), present, epsilon
             ).loss
         if student.tokens is not None and teacher.tokens is not None and views.mask is not None:
             masked = views.mask.flatten(1).unflatten(0, (2, -1))
             token = token_loss(student.tokens, teacher.tokens, masked, n_scans)
-        total = cls.loss + ttr_weight * ttr + self.settings.token_weight * token
+        total = cls.loss + weights["ttr"] * ttr + self.settings.token_weight * token
         return Losses(total, cls.loss.detach(), ttr.detach(), token.detach(), cls.similarity, cls.coding_rate)
+
+    def metrics(self, losses: Losses, predictions: Projections, targets: Projections) -> dict[str, Tensor]:
+        """Losses of the batch of all processes; spread of the features of this process's scans.
+
+        ``feature_sd``: sd over the batch of view 1's CLS projection, averaged; ``effective_rank``: of the same;
+        ``token_cosine``: of the teacher's tokens, NaN in steps that compute none.
+        """
+        student, teacher = predictions.cls[0].detach().float(), targets.cls[0].float()
+        summed = sum_over_processes(torch.stack([losses.total.detach(), losses.cls, losses.ttr, losses.token]))
+        return {
+            **dict(zip(("loss", "cls_loss", "ttr_loss", "token_loss"), summed, strict=True)),
+            "similarity": losses.similarity,
+            "coding_rate": losses.coding_rate,
+            "feature_sd": student.std(dim=0).mean(),
+            "teacher_feature_sd": teacher.std(dim=0).mean(),
+            "effective_rank": effective_rank(student),
+            "token_cosine": token_cosine(targets.outputs.flatten(0, 1)),
+        }
 
     @torch.no_grad()
     def after_step(self, momentum: float) -> None:

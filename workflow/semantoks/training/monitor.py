@@ -9,58 +9,21 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from semantoks.errors import UserError
 from semantoks.files import write_text
-from semantoks.objectives.parallel import process_rank, sum_over_processes
+from semantoks.objectives.objective import Objective
+from semantoks.objectives.parallel import process_rank
 from semantoks.training.settings import RunSettings
 from semantoks.training.step import StepResult
 
 
-def measure(result: StepResult) -> dict[str, float | None]:
-    """What is logged of a step besides its schedules; waits for the device once.
-
-    ``feature_sd``: sd over the batch of view 1's CLS projection, averaged; ``effective_rank``: of the same;
-    ``token_cosine``: see :func:`token_cosine`, null in steps that compute no tokens. Losses are those of the batch of
-    all processes, feature statistics those of this process's scans.
-    """
-    losses, features = result.losses, result.student.cls[0].detach().float()
-    summed = sum_over_processes(torch.stack([losses.total.detach(), losses.cls, losses.ttr, losses.token]))
-    values = {
-        **dict(zip(("loss", "cls_loss", "ttr_loss", "token_loss"), summed, strict=True)),
-        "similarity": losses.similarity,
-        "coding_rate": losses.coding_rate,
-        "feature_sd": features.std(dim=0).mean(),
-        "teacher_feature_sd": result.teacher.cls[0].float().std(dim=0).mean(),
-        "effective_rank": effective_rank(features),
-        "token_cosine": token_cosine(result.teacher.outputs),
-    }
+def measure(objective: Objective, result: StepResult) -> dict[str, float]:
+    """The objective's metrics of a step; waits for the device once."""
+    values = objective.metrics(*result)
     numbers = torch.stack([value.float() for value in values.values()]).tolist()
-    measured: dict[str, float | None] = dict(zip(values, numbers, strict=True))
-    if result.teacher.outputs.shape[1] == 1:
-        measured["token_cosine"] = None
-    return measured
-
-
-def effective_rank(features: Tensor) -> Tensor:
-    """exp(entropy) of the normalised eigenvalues of the covariance of ``features`` [m, p] (Roy & Vetterli 2007)."""
-    centred = features - features.mean(dim=0)
-    gram = centred @ centred.T if len(features) < features.shape[1] else centred.T @ centred
-    eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num()).clamp(min=0)
-    share = eigenvalues / eigenvalues.sum().clamp(min=1e-12)
-    rank = torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
-    return torch.where(gram.isfinite().all(), rank, torch.nan)
-
-
-def token_cosine(tokens: Tensor) -> Tensor:
-    """Mean cosine of two different tokens of a crop, of ``tokens`` [B, 1 + n, D] with CLS first; 1 is collapse."""
-    units = F.normalize(tokens[:, 1:].float(), dim=-1)
-    n_tokens = units.shape[1]
-    total = units.sum(dim=1).square().sum(dim=-1)
-    return ((total - n_tokens) / max(1, n_tokens * (n_tokens - 1))).mean()
+    return dict(zip(values, numbers, strict=True))
 
 
 class Monitor:
@@ -116,7 +79,9 @@ class Monitor:
             clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
             self._file.write(json.dumps(clean) + "\n")
             self._file.flush()
-            shown = f"loss {metrics['loss']:.3f}, γR {metrics['coding_rate']:.3f}"
+            shown = f"loss {metrics['loss']:.3f}"
+            if "coding_rate" in metrics:
+                shown += f", γR {metrics['coding_rate']:.3f}"
             self._bar.set_postfix_str(shown, refresh=False)
             if self._events is not None:
                 for name, value in clean.items():
@@ -136,7 +101,7 @@ class Monitor:
                 f"{metrics['loss']}, gradient norm {metrics['gradient_norm']}; check the shards for NaN, then try a "
                 "lower optimiser.learning_rate, more optimiser.warmup_epochs, or run.precision: float32"
             )
-        self.n_low = self.n_low + 1 if metrics["coding_rate"] < self._least else 0
+        self.n_low = self.n_low + 1 if metrics.get("coding_rate", math.inf) < self._least else 0
         if self.n_low >= self._settings.patience:
             raise UserError(
                 f"pretraining: step {metrics['step']}: expected a coding rate of at least {self._least:.3f}, "

@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from semantoks.objectives.objective import Objective
 from semantoks.objectives.parallel import world_size
-from semantoks.objectives.self_distillation import Losses, Projections, SelfDistillation
 from semantoks.objectives.views import Views
 from semantoks.training.settings import OptimiserSettings
 
 
 class StepResult(NamedTuple):
-    """Losses and projections of a step, for monitoring; the gradients lie in the student's parameters."""
+    """What an objective gave in a step, for monitoring; the gradients lie in its parameters."""
 
-    losses: Losses
-    student: Projections
-    teacher: Projections
+    losses: Any
+    predictions: Any
+    targets: Any
 
 
 def forward_backward(
-    objective: SelfDistillation,
+    objective: Objective,
     views: Views,
-    ttr_weight: float,
+    weights: Mapping[str, float],
     settings: OptimiserSettings,
     precision: torch.dtype = torch.float32,
 ) -> StepResult:
-    """Add the gradients of a step to the student's parameters.
+    """Add the gradients of a step to the trained parameters.
 
     Parameters
     ----------
     views : of this process's scans.
-    settings : ``micro_batches`` parts in which the scans are encoded. With ``accumulation`` ``exact``, all parts are
-        first projected without gradients, the losses are those of the whole batch, then each part is encoded again
-        and gets the gradients of its projections: the same gradients as in one part. With ``separate`` each part has
-        its own covariance, m being its size, and the result is that of the last part.
+    weights : of the losses in this step, by name.
+    settings : ``micro_batches`` parts in which the scans are encoded. With ``accumulation`` ``exact``, the predictions
+        of all parts are first made without gradients, the losses are those of the whole batch, then each part is
+        encoded again and gets the gradients of its predictions: the same gradients as in one part. With ``separate``
+        each part has its own losses (and covariance, m being its size), and the result is that of the last part.
     precision : of the encoders; bfloat16 is autocast.
     """
     n_scans = len(views.bold) // 2
-    step = _Step(objective, ttr_weight, precision)
+    step = _Step(objective, weights, precision)
     if settings.micro_batches == 1:
         return step.whole(views, share=1.0)
     size = -(-n_scans // settings.micro_batches)
@@ -52,63 +54,56 @@ def forward_backward(
 
 
 class _Step:
-    def __init__(self, objective: SelfDistillation, ttr_weight: float, precision: torch.dtype) -> None:
-        self.objective, self.ttr_weight, self.precision = objective, ttr_weight, precision
+    def __init__(self, objective: Objective, weights: Mapping[str, float], precision: torch.dtype) -> None:
+        self.objective, self.weights, self.precision = objective, weights, precision
 
-    def student(self, views: Views) -> Projections:
+    def predictions(self, views: Views) -> Any:
         with torch.autocast(views.bold.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            return self.objective.project_student(views, self.ttr_weight > 0)
+            return self.objective.predictions(views, self.weights)
 
-    def teacher(self, views: Views) -> Projections:
+    def targets(self, views: Views) -> Any:
         with torch.autocast(views.bold.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            return self.objective.project_teacher(views, self.ttr_weight > 0)
+            return self.objective.targets(views, self.weights)
 
-    def losses(self, student: Projections, teacher: Projections, views: Views) -> Losses:
+    def losses(self, predictions: Any, targets: Any, views: Views) -> Any:
         n_scans = len(views.bold) // 2 * world_size()
-        return self.objective.losses(student, teacher, views, self.ttr_weight, n_scans)
+        return self.objective.losses(predictions, targets, views, self.weights, n_scans)
 
     def whole(self, views: Views, share: float) -> StepResult:
         """Encode, take losses, go back; ``share`` weighs the gradients."""
-        student, teacher = self.student(views), self.teacher(views)
-        losses = self.losses(student, teacher, views)
+        predictions, targets = self.predictions(views), self.targets(views)
+        losses = self.losses(predictions, targets, views)
         (share * losses.total).backward()
-        return StepResult(losses, student, teacher)
+        return StepResult(losses, predictions, targets)
 
     def coupled(self, views: Views, parts: list[Views]) -> StepResult:
         """The gradients of the whole batch, with the activations of one part at a time."""
         with torch.no_grad():
-            student = _joined([self.student(part) for part in parts])
-        teacher = _joined([self.teacher(part) for part in parts])
-        leaves = _detached(student)
-        losses = self.losses(leaves, teacher, views)
+            leaves = _joined([self.predictions(part) for part in parts])
+        targets = _joined([self.targets(part) for part in parts])
+        for leaf in leaves:
+            if leaf is not None:
+                leaf.requires_grad_()
+        losses = self.losses(leaves, targets, views)
         losses.total.backward()
         start = 0
         for part in parts:
             stop = start + len(part.bold) // 2
             pairs = [
-                (projection, leaf.grad[:, start:stop])
-                for projection, leaf in zip(self.student(part)[:3], leaves[:3], strict=True)
-                if projection is not None and leaf is not None and leaf.grad is not None
+                (prediction, leaf.grad[:, start:stop])
+                for prediction, leaf in zip(self.predictions(part), leaves, strict=True)
+                if leaf is not None and leaf.grad is not None
             ]
-            torch.autograd.backward([projection for projection, _ in pairs], [gradient for _, gradient in pairs])
+            torch.autograd.backward([prediction for prediction, _ in pairs], [gradient for _, gradient in pairs])
             start = stop
-        return StepResult(losses, leaves, teacher)
+        return StepResult(losses, leaves, targets)
 
 
-def _detached(projections: Projections) -> Projections:
-    """The same projections as leaves that collect their gradients."""
-    cls, networks, tokens = (None if values is None else values.detach().requires_grad_() for values in projections[:3])
-    assert cls is not None
-    return Projections(cls, networks, tokens, projections.outputs)
+def _joined(parts: Sequence[Any]) -> Any:
+    """Named tuples of the parts of a batch as one of the whole batch."""
 
+    def join(values: Sequence[Tensor | None]) -> Tensor | None:
+        found = [value for value in values if value is not None]
+        return torch.cat(found, dim=1) if found else None
 
-def _joined(parts: list[Projections]) -> Projections:
-    """Projections of all parts of a batch as one."""
-
-    def join(values: list[Tensor | None], dimension: int) -> Tensor | None:
-        return None if values[0] is None else torch.cat([value for value in values if value is not None], dimension)
-
-    cls, networks, tokens = (join([part[index] for part in parts], 1) for index in range(3))
-    outputs = torch.cat([part.outputs for part in parts])
-    assert cls is not None
-    return Projections(cls, networks, tokens, outputs)
+    return type(parts[0])._make(map(join, zip(*parts, strict=True)))
