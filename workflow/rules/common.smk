@@ -1,3 +1,4 @@
+import functools
 import json
 import shlex
 import sys
@@ -10,7 +11,7 @@ REPOSITORY = RULES.parents[1]
 sys.path.insert(0, str(REPOSITORY / "workflow"))
 
 from semantoks.atlas_recipes import needed_files, source_of
-from semantoks.batches import current_batches, fmriprep_targets, recordings_of, update_batches
+from semantoks.batches import current_batches, fmriprep_targets, recordings_of, targets_by_last_batch, update_batches
 from semantoks.code_version import code_version
 from semantoks.config_files import check_files
 from semantoks.container_binds import container_binds
@@ -129,6 +130,25 @@ def fmriprep_statuses(wildcards):
     batch = RESULTS / wildcards.cohort / "batches" / f"{wildcards.batch}.tsv"
     targets = fmriprep_targets(batch, settings.section("fmriprep")["per_session"])
     return [RESULTS / wildcards.cohort / "fmriprep" / f"{target}.json" for target in targets]
+
+
+@functools.cache
+def last_batches(cohort):
+    """Per batch the participants (or sessions) of whom it holds the last recordings, with all their batches."""
+    return targets_by_last_batch(RESULTS / cohort / "batches", settings.section("fmriprep")["per_session"])
+
+
+def retention_statuses(wildcards):
+    """Whose images may go when a batch is parcellated."""
+    targets = last_batches(wildcards.cohort).get(wildcards.batch, {})
+    return [RESULTS / wildcards.cohort / "fmriprep" / f"{target}.json" for target in targets]
+
+
+def retention_batches(wildcards, kind):
+    """Time series or indices of all batches with recordings of those participants."""
+    targets = last_batches(wildcards.cohort).get(wildcards.batch, {})
+    batches = {wildcards.batch}.union(*targets.values())
+    return [RESULTS / wildcards.cohort / kind / f"{batch}.parquet" for batch in sorted(batches)]
 
 
 def parcellate_settings(wildcards):
@@ -282,6 +302,8 @@ def final_outputs():
     outputs += [RESULTS / "pretrain" / encoder / "weights.safetensors" for encoder in settings.encoders]
     for cohort in settings.cohorts:
         outputs += of_batches("{cohort}/shards/{batch}.parquet", cohort.name)
+        if settings.section("fmriprep")["retention"] == "none" and cohort.source["type"] == "bids":
+            outputs += of_batches("{cohort}/fmriprep/deleted/{batch}.json", cohort.name)
     files = {"hdf5": "timeseries.h5", "bids": "bids/dataset_description.json"}
     outputs += [
         RESULTS / c.name / "export" / files[kind] for c in settings.cohorts for kind in settings.values["export"]

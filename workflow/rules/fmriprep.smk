@@ -1,6 +1,11 @@
 # Where snakemake was started: compute nodes often have no network.
 localrules:
     fmriprep_prepare,
+    fmriprep_retention,
+
+
+# No parameter of a rule: a moved licence or scratch folder must not preprocess a cohort again.
+FMRIPREP_RUNNING = settings.fmriprep_json(running=True)
 
 
 rule fmriprep_prepare:
@@ -17,17 +22,17 @@ rule fmriprep_prepare:
     container:
         None
     params:
-        settings=settings.json("fmriprep"),
+        settings=settings.fmriprep_json(running=False),
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
     shell:
-        "python -m semantoks.fmriprep_prepare --settings {params.settings:q} --output-derivatives {params.derivatives:q}"
-        " --output {output:q} > {log:q} 2>&1"
+        "python -m semantoks.fmriprep_prepare --settings {params.settings:q} --running {FMRIPREP_RUNNING:q}"
+        " --output-derivatives {params.derivatives:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule fmriprep:
     # Derivatives and work folder are no outputs: Snakemake deletes the outputs of a rule that fails.
     input:
-        ancient(RESULTS / "{cohort}" / "fmriprep" / "prepared.json"),
+        RESULTS / "{cohort}" / "fmriprep" / "prepared.json",
     output:
         RESULTS / "{cohort}" / "fmriprep" / "{participant}.json",
     log:
@@ -46,13 +51,34 @@ rule fmriprep:
         attempt=lambda wildcards, attempt: attempt,
         attempts=attempts,
     params:
-        settings=settings.json("fmriprep"),
+        settings=settings.fmriprep_json(running=False),
         bids=lambda wildcards: settings.cohort(wildcards.cohort).source["path"],
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
         runs=lambda wildcards: json.dumps(settings.cohort(wildcards.cohort).wanted_runs, sort_keys=True),
         work=lambda wildcards: RESULTS / wildcards.cohort / "fmriprep" / "work",
     shell:
-        "python -m semantoks.fmriprep --settings {params.settings:q} --bids {params.bids:q}"
+        "python -m semantoks.fmriprep --settings {params.settings:q} --running {FMRIPREP_RUNNING:q} --bids {params.bids:q}"
         " --participant {wildcards.participant:q} --output-derivatives {params.derivatives:q} --work {params.work:q}"
         " --runs {params.runs:q} --status {output:q} --threads {threads} --mem-mb {resources.mem_mb}"
         " --attempt {resources.attempt} --attempts {resources.attempts} --prepared {input:q} > {log:q} 2>&1"
+
+
+rule fmriprep_retention:
+    # With `retention: none`. Statuses go with what they speak of, as files of Snakemake's own `temp()` would.
+    input:
+        timeseries=lambda wildcards: retention_batches(wildcards, "timeseries"),
+        index=lambda wildcards: retention_batches(wildcards, "index"),
+    output:
+        RESULTS / "{cohort}" / "fmriprep" / "deleted" / "{batch}.json",
+    log:
+        RESULTS / "logs" / "fmriprep" / "{cohort}" / "deleted_{batch}.log",
+    benchmark:
+        RESULTS / "benchmarks" / "fmriprep" / "{cohort}" / "deleted_{batch}.tsv"
+    conda:
+        "../../envs/fmriprep.yaml"
+    params:
+        derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
+        statuses=retention_statuses,
+    shell:
+        "python -m semantoks.fmriprep_retention --timeseries {input.timeseries:q} --index {input.index:q}"
+        " --status {params.statuses:q} --derivatives {params.derivatives:q} --output {output:q} > {log:q} 2>&1"

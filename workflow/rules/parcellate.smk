@@ -1,6 +1,8 @@
 rule parcellate:
     input:
         index=RESULTS / "{cohort}" / "index" / "{batch}.parquet",
+        # Images may have been deleted with their status (`fmriprep.retention`): they are made again first.
+        fmriprep=fmriprep_statuses,
         atlas=rules.atlas.output,
         denoising=denoising_strategy,
     output:

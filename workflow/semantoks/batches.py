@@ -60,6 +60,18 @@ def fmriprep_targets(batch: Path, per_session: bool) -> list[str]:
     return sorted(set(names))
 
 
+def targets_by_last_batch(folder: Path, per_session: bool) -> dict[str, dict[str, list[str]]]:
+    """Batch → what fMRIPrep is run on (as in :func:`fmriprep_targets`) that ends in it → all batches that hold it."""
+    batches: dict[str, list[str]] = {}
+    for batch in current_batches(folder):
+        for target in fmriprep_targets(folder / f"{batch}.tsv", per_session):
+            batches.setdefault(target, []).append(batch)
+    found: dict[str, dict[str, list[str]]] = {}
+    for target, names in batches.items():
+        found.setdefault(names[-1], {})[target] = names
+    return found
+
+
 def recordings_of(batch: Path) -> int:
     """Number of recordings of a batch."""
     return len(read_text_table(batch))

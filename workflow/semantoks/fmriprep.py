@@ -24,8 +24,9 @@ from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
 from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs
-from semantoks.fmriprep_prepare import check_ready, prepare
+from semantoks.fmriprep_prepare import check_ready, prepare, subjects_folder
 from semantoks.fmriprep_process import Ended, end_containers, run_and_show
+from semantoks.fmriprep_retention import keep_used
 
 _DID_NOT_START = {125, 126, 127}
 """Exit codes of engines that could not start the image, and of fMRIPrep without a valid licence or its tools."""
@@ -96,6 +97,10 @@ def preprocess(
     end_containers(settings.engine, job.work)
     journal.unlink()
     status = _judge(ended, job, attempt, shlex.join(command))
+    if status["status"] == "done" and settings.retention != "all":
+        subjects = None if settings.freesurfer_folder else subjects_folder(settings, job.derivatives)
+        deleted = keep_used(job.derivatives, job.bids, job.target, subjects)
+        print(f"retention {settings.retention!r}: {len(deleted)} files of {job.target.name} deleted")
     if settings.after_command and run(*_own_command(settings.after_command, job)).code:
         print(f"key 'fmriprep.after_command' failed for {job.target.name}; its result stands", file=sys.stderr)
     return status
@@ -200,7 +205,8 @@ def _label(value: str, prefix: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.fmriprep", description=__doc__)
-    parser.add_argument("--settings", type=json.loads, required=True, help="section `fmriprep`, as JSON")
+    parser.add_argument("--settings", type=json.loads, required=True, help="keys that decide about results, as JSON")
+    parser.add_argument("--running", type=json.loads, default={}, help="all other keys of the section, as JSON")
     parser.add_argument("--bids", type=Path, required=True, help="BIDS folder")
     parser.add_argument("--participant", required=True, help="label, or `sub-<label>_ses-<label>`")
     parser.add_argument("--session", help="label, for one job per session")
@@ -215,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prepared", type=Path, help="file that fmriprep_prepare left")
     parser.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
     arguments = parser.parse_args(argv)
-    settings = FmriprepSettings(**arguments.settings)
+    settings = FmriprepSettings(**arguments.settings, **arguments.running)
     name, _, session_name = arguments.participant.partition("_")
     participant = _label(name, "sub-")
     session = _label(session_name or arguments.session, "ses-") if session_name or arguments.session else None

@@ -54,6 +54,7 @@ class FmriprepSettings:
     bids_filter_file: str | None
     work_folder: str | None
     memory_share: float
+    retention: Literal["all", "used", "none"]
     random_seed: int
     per_session: bool
     before_command: str | None

@@ -78,14 +78,33 @@ def problems(derivatives: Path, bids: Path, target: Target) -> list[str]:
     Of several layouts of file names, the one with the fewest problems counts for a run. Annexed files whose content
     is not at hand count as written.
     """
-    layouts = yaml.safe_load(OUTPUTS.read_text(encoding="utf-8"))["layouts"]
-    found: list[str] = []
+    return [
+        problem
+        for run in raw_runs(bids, target)
+        for problem in _nearest_layout(_func_folder(derivatives, target, run), run, target)[1]
+    ]
+
+
+def expected_files(derivatives: Path, bids: Path, target: Target) -> list[Path]:
+    """The files that are there of those that make the target a finished one."""
+    found = []
     for run in raw_runs(bids, target):
-        session = re.search(r"_ses-([A-Za-z0-9+]+)", run)
-        folder = derivatives / f"sub-{target.participant}" / (f"ses-{session[1]}" if session else "") / "func"
-        by_layout = [list(_run_problems(folder, run, target.spaces, layout["files"])) for layout in layouts]
-        found += sorted(by_layout, key=len)[0]
+        folder = _func_folder(derivatives, target, run)
+        files, _ = _nearest_layout(folder, run, target)
+        found += [path for _, paths in _expected(folder, run, target.spaces, files) for path in paths]
     return found
+
+
+def _func_folder(derivatives: Path, target: Target, run: str) -> Path:
+    session = re.search(r"_ses-([A-Za-z0-9+]+)", run)
+    return derivatives / f"sub-{target.participant}" / (f"ses-{session[1]}" if session else "") / "func"
+
+
+def _nearest_layout(folder: Path, run: str, target: Target) -> tuple[list[str], list[str]]:
+    """The layout of file names with the fewest problems, and these problems."""
+    layouts = [layout["files"] for layout in yaml.safe_load(OUTPUTS.read_text(encoding="utf-8"))["layouts"]]
+    by_layout = [(files, list(_run_problems(folder, run, target.spaces, files))) for files in layouts]
+    return min(by_layout, key=lambda found: len(found[1]))
 
 
 def derivatives_version(derivatives: Path) -> str | None:
@@ -114,27 +133,32 @@ def _fits(entities: Mapping[str, str], query: str, value: Any) -> bool:
     )
 
 
-def _run_problems(folder: Path, run: str, spaces: Sequence[str], files: Sequence[str]) -> Iterator[str]:
+def _expected(folder: Path, run: str, spaces: Sequence[str], files: Sequence[str]) -> Iterator[tuple[str, list[Path]]]:
+    """Every name that a layout asks for, and the files that answer to it."""
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    frames = None
     for file in files:
         for space in _volume_spaces(spaces) if "{space}" in file else [""]:
             wanted = file.format(run=run, space=space)
-            paths = [folder / name for name in present if fnmatch.fnmatchcase(name, wanted)]
-            if not paths:
-                yield f"no {wanted}"
-            for path in paths:
-                if not path.exists():
-                    continue
-                if path.suffix == ".tsv":
-                    if frames is not None and _rows(path) != frames:
-                        yield f"{path.name} has {_rows(path)} rows for {frames} volumes"
-                    continue
-                shape, damage = _shape_or_damage(path)
-                if damage:
-                    yield f"{path.name} is {damage}"
-                elif len(shape) == 4:
-                    frames = shape[3]
+            yield wanted, [folder / name for name in present if fnmatch.fnmatchcase(name, wanted)]
+
+
+def _run_problems(folder: Path, run: str, spaces: Sequence[str], files: Sequence[str]) -> Iterator[str]:
+    frames = None
+    for wanted, paths in _expected(folder, run, spaces, files):
+        if not paths:
+            yield f"no {wanted}"
+        for path in paths:
+            if not path.exists():
+                continue
+            if path.suffix == ".tsv":
+                if frames is not None and _rows(path) != frames:
+                    yield f"{path.name} has {_rows(path)} rows for {frames} volumes"
+                continue
+            shape, damage = _shape_or_damage(path)
+            if damage:
+                yield f"{path.name} is {damage}"
+            elif len(shape) == 4:
+                frames = shape[3]
 
 
 def _volume_spaces(spaces: Sequence[str]) -> list[str]:

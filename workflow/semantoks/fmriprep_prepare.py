@@ -184,11 +184,12 @@ def _copy_command(settings: FmriprepSettings, target: Path) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the step before the stage ``fmriprep``."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.fmriprep_prepare", description=__doc__)
-    parser.add_argument("--settings", type=json.loads, required=True, help="section `fmriprep`, as JSON")
+    parser.add_argument("--settings", type=json.loads, required=True, help="keys that decide about results, as JSON")
+    parser.add_argument("--running", type=json.loads, default={}, help="all other keys of the section, as JSON")
     parser.add_argument("--output-derivatives", type=Path, required=True, help="folder for what fMRIPrep writes")
     parser.add_argument("--output", type=Path, required=True, help="file to write (JSON): what is there")
     arguments = parser.parse_args(argv)
-    settings = FmriprepSettings(**arguments.settings)
+    settings = FmriprepSettings(**arguments.settings, **arguments.running)
     problem = None
     try:
         prepare(settings, arguments.output_derivatives)
@@ -196,6 +197,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         problem = str(error)
         print(f"not prepared: {error}")
     write_json(arguments.output, {"problem": problem})
+
+
+def subjects_folder(settings: FmriprepSettings, derivatives: Path) -> Path:
+    """FreeSurfer's subjects folder: the one given, else fMRIPrep's own inside the derivatives."""
+    return Path(settings.freesurfer_folder or derivatives / "sourcedata" / "freesurfer").absolute()
 
 
 def prepare(settings: FmriprepSettings, derivatives: Path) -> None:
@@ -206,7 +212,7 @@ def prepare(settings: FmriprepSettings, derivatives: Path) -> None:
         fetched = fetch_templates(Path(settings.templateflow).absolute(), templates)
         print(f"templates fetched: {', '.join(fetched) or 'none, all were there'}")
     if settings.freesurfer:
-        subjects = Path(settings.freesurfer_folder or derivatives / "sourcedata" / "freesurfer").absolute()
+        subjects = subjects_folder(settings, derivatives)
         print(f"fsaverage {'copied to' if copy_fsaverage(settings, subjects) else 'was in'} {subjects}")
 
 

@@ -30,6 +30,12 @@ RECORDING_KEYS = (
 """Keys of a cohort that decide what becomes of a recording. Not what is predicted, and not ``include`` and
 ``exclude``: they decide who is in the lists of the batches, and one participant more must not redo all others."""
 
+FMRIPREP_KEYS = (
+    *("image", "version", "output_spaces", "freesurfer", "freesurfer_folder", "bids_filter_file", "random_seed"),
+    *("per_session", "extra_arguments"),
+)
+"""Keys of the section ``fmriprep`` that decide about results; of the others a change reruns nothing."""
+
 PROBE_KEYS = ("participants", "phenotypes", "site_column", "site_group", "family_column", "confounds")
 """Keys of a cohort that decide about what is predicted."""
 
@@ -103,6 +109,11 @@ class Settings:
         """One section of the configuration, e.g. ``parcellate``."""
         section: dict[str, Any] = copy.deepcopy(self.values[name])
         return section
+
+    def fmriprep_json(self, running: bool) -> str:
+        """Of the section ``fmriprep`` the keys that decide about results, or (``running``) all others, as JSON."""
+        section = self.section("fmriprep")
+        return json.dumps({key: section[key] for key in section if (key in FMRIPREP_KEYS) != running}, sort_keys=True)
 
     def json(self, name: str, **further: Any) -> str:
         """One section as JSON, with further keys, in the form in which stages receive it."""
