@@ -16,6 +16,7 @@ from semantoks.code_version import code_version
 from semantoks.config_files import check_files
 from semantoks.container_binds import container_binds
 from semantoks.errors import UserError, disk_error
+from semantoks.files import write_json
 from semantoks.launch import training_resources
 from semantoks.settings import RECORDING_KEYS, load_settings
 from semantoks.snakemake_environment import attempts as attempts_of_a_job
@@ -28,8 +29,12 @@ try:
     settings = load_settings(config, ", ".join(map(str, workflow.configfiles)))
     RESULTS = settings.results
     ATLAS_FILES = needed_files(settings.section("atlas"))
+    FMRIPREP_RUNNING = RESULTS / "fmriprep_running.json"
     if workflow.is_main_process:
         check_files(settings)
+        # A file that is never newer: a moved licence or scratch folder must not preprocess a cohort again.
+        if any(cohort.source["type"] == "bids" for cohort in settings.cohorts):
+            write_json(FMRIPREP_RUNNING, settings.fmriprep_running)
         for cohort in settings.cohorts:
             folder = RESULTS / cohort.name / "batches"
             update_batches(

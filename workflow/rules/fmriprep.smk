@@ -4,12 +4,10 @@ localrules:
     fmriprep_retention,
 
 
-# No parameter of a rule: a moved licence or scratch folder must not preprocess a cohort again.
-FMRIPREP_RUNNING = settings.fmriprep_json(running=True)
-
-
 rule fmriprep_prepare:
     # Templates and `fsaverage` are no outputs: Snakemake deletes the outputs of a rule that fails.
+    input:
+        running=ancient(FMRIPREP_RUNNING),
     output:
         RESULTS / "{cohort}" / "fmriprep" / "prepared.json",
     log:
@@ -22,17 +20,18 @@ rule fmriprep_prepare:
     container:
         None
     params:
-        settings=settings.fmriprep_json(running=False),
+        settings=settings.fmriprep_json,
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
     shell:
-        "python -m semantoks.fmriprep_prepare --settings {params.settings:q} --running {FMRIPREP_RUNNING:q}"
+        "python -m semantoks.fmriprep_prepare --settings {params.settings:q} --running {input.running:q}"
         " --output-derivatives {params.derivatives:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule fmriprep:
     # Derivatives and work folder are no outputs: Snakemake deletes the outputs of a rule that fails.
     input:
-        RESULTS / "{cohort}" / "fmriprep" / "prepared.json",
+        prepared=RESULTS / "{cohort}" / "fmriprep" / "prepared.json",
+        running=ancient(FMRIPREP_RUNNING),
     output:
         RESULTS / "{cohort}" / "fmriprep" / "{participant}.json",
     log:
@@ -51,16 +50,16 @@ rule fmriprep:
         attempt=lambda wildcards, attempt: attempt,
         attempts=attempts,
     params:
-        settings=settings.fmriprep_json(running=False),
+        settings=settings.fmriprep_json,
         bids=lambda wildcards: settings.cohort(wildcards.cohort).source["path"],
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
         runs=lambda wildcards: json.dumps(settings.cohort(wildcards.cohort).wanted_runs, sort_keys=True),
         work=lambda wildcards: RESULTS / wildcards.cohort / "fmriprep" / "work",
     shell:
-        "python -m semantoks.fmriprep --settings {params.settings:q} --running {FMRIPREP_RUNNING:q} --bids {params.bids:q}"
+        "python -m semantoks.fmriprep --settings {params.settings:q} --running {input.running:q} --bids {params.bids:q}"
         " --participant {wildcards.participant:q} --output-derivatives {params.derivatives:q} --work {params.work:q}"
         " --runs {params.runs:q} --status {output:q} --threads {threads} --mem-mb {resources.mem_mb}"
-        " --attempt {resources.attempt} --attempts {resources.attempts} --prepared {input:q} > {log:q} 2>&1"
+        " --attempt {resources.attempt} --attempts {resources.attempts} --prepared {input.prepared:q} > {log:q} 2>&1"
 
 
 rule fmriprep_retention:

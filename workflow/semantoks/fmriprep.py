@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.fmriprep", description=__doc__)
     parser.add_argument("--settings", type=json.loads, required=True, help="keys that decide about results, as JSON")
-    parser.add_argument("--running", type=json.loads, default={}, help="all other keys of the section, as JSON")
+    parser.add_argument("--running", type=Path, help="file with all other keys of the section (JSON)")
     parser.add_argument("--bids", type=Path, required=True, help="BIDS folder")
     parser.add_argument("--participant", required=True, help="label, or `sub-<label>_ses-<label>`")
     parser.add_argument("--session", help="label, for one job per session")
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prepared", type=Path, help="file that fmriprep_prepare left")
     parser.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
     arguments = parser.parse_args(argv)
-    settings = FmriprepSettings(**arguments.settings, **arguments.running)
+    settings = FmriprepSettings(**arguments.settings, **(read_json(arguments.running) if arguments.running else {}))
     name, _, session_name = arguments.participant.partition("_")
     participant = _label(name, "sub-")
     session = _label(session_name or arguments.session, "ses-") if session_name or arguments.session else None

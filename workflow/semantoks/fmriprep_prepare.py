@@ -20,7 +20,7 @@ from typing import Any
 
 from semantoks.container_images import Image, find_image
 from semantoks.errors import UserError, run_command
-from semantoks.files import write_json
+from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import FmriprepSettings, apptainer_file
 from semantoks.fmriprep_process import clean_environment
 
@@ -185,11 +185,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the step before the stage ``fmriprep``."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.fmriprep_prepare", description=__doc__)
     parser.add_argument("--settings", type=json.loads, required=True, help="keys that decide about results, as JSON")
-    parser.add_argument("--running", type=json.loads, default={}, help="all other keys of the section, as JSON")
+    parser.add_argument("--running", type=Path, help="file with all other keys of the section (JSON)")
     parser.add_argument("--output-derivatives", type=Path, required=True, help="folder for what fMRIPrep writes")
     parser.add_argument("--output", type=Path, required=True, help="file to write (JSON): what is there")
     arguments = parser.parse_args(argv)
-    settings = FmriprepSettings(**arguments.settings, **arguments.running)
+    settings = FmriprepSettings(**arguments.settings, **(read_json(arguments.running) if arguments.running else {}))
     problem = None
     try:
         prepare(settings, arguments.output_derivatives)

@@ -110,10 +110,15 @@ class Settings:
         section: dict[str, Any] = copy.deepcopy(self.values[name])
         return section
 
-    def fmriprep_json(self, running: bool) -> str:
-        """Of the section ``fmriprep`` the keys that decide about results, or (``running``) all others, as JSON."""
-        section = self.section("fmriprep")
-        return json.dumps({key: section[key] for key in section if (key in FMRIPREP_KEYS) != running}, sort_keys=True)
+    @property
+    def fmriprep_json(self) -> str:
+        """The keys of the section ``fmriprep`` that decide about results, as JSON."""
+        return json.dumps({key: self.section("fmriprep")[key] for key in FMRIPREP_KEYS}, sort_keys=True)
+
+    @property
+    def fmriprep_running(self) -> dict[str, Any]:
+        """All other keys of the section ``fmriprep``: where and how it runs."""
+        return {key: value for key, value in self.section("fmriprep").items() if key not in FMRIPREP_KEYS}
 
     def json(self, name: str, **further: Any) -> str:
         """One section as JSON, with further keys, in the form in which stages receive it."""
