@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 CORES ?= 2
+RECORDINGS ?= 40000
 CONFIG ?= config/config.yaml
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONNOUSERSITE=1 PYTHONPATH=workflow
@@ -47,8 +48,8 @@ lint: $(VENV)/installed-test  ## Style, types, Snakemake's own checks
 docs: $(VENV)/installed  ## Refresh the tables of keys in config/README.md
 	$(RUN) python -m semantoks.config_reference
 
-bench: $(VENV)/installed  ## Measure speed on this machine
-	$(RUN) python benchmarks/index.py
+bench: $(VENV)/installed  ## Measure speed on this machine (RECORDINGS: size of the cohort that is indexed)
+	$(RUN) python benchmarks/index.py --recordings $(RECORDINGS)
 	$(RUN) python benchmarks/parcellate.py
 	$(RUN) python benchmarks/pretrain.py
 	$(RUN) python benchmarks/probe.py

@@ -1,12 +1,18 @@
 """How long a large cohort takes from its folder to the index and to the job graph, and in how much memory.
 
 Makes a tree of fMRIPrep derivatives with five files per recording (image, its sidecar, mask, confounds, figure), lists
-it in batches (what every start of snakemake does), indexes all batches (the jobs), and plans the workflow (a dry run).
+it in batches (what every start of snakemake does), indexes all batches (the jobs, here in one process), and plans the
+workflow (a dry run, which lists once more). Asked of 40,000 recordings: listed and indexed in two minutes, planned
+in one minute and 1 GB. Run it on a quiet machine:
+
+    PYTHONPATH=workflow python benchmarks/index.py
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import resource
@@ -69,6 +75,12 @@ def timed(what: str, started: float, started_cpu: float) -> None:
     print(f"{what:28} {wall:8.1f} s wall {cpu:8.1f} s CPU {peak:8.0f} MB at most")
 
 
+def quietly(arguments: list[str]) -> None:
+    """Run the stage without what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        index.main(arguments)
+
+
 def measure(folder: Path) -> None:
     """List, index and plan."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -79,11 +91,16 @@ def measure(folder: Path) -> None:
     update_batches({"name": cohort.name, **cohort.settings}, batches, settings.values["batch_size"])
     timed("listing in batches", *start)
     start = time.perf_counter(), time.process_time()
+    outputs = []
     for batch in current_batches(batches):
-        output = folder / "index" / f"{batch}.parquet"
-        given = ["--batch", str(batches / f"{batch}.tsv"), "--output", str(output)]
-        index.main(["--settings", cohort.json(RECORDING_KEYS), *given])
-    timed("index of all batches", *start)
+        outputs.append(str(folder / "index" / f"{batch}.parquet"))
+        given = ["--batch", str(batches / f"{batch}.tsv"), "--output", outputs[-1]]
+        quietly(["--settings", cohort.json(RECORDING_KEYS), *given])
+    timed(f"index of {len(outputs)} batches", *start)
+    start = time.perf_counter(), time.process_time()
+    output = str(folder / "index.parquet")
+    quietly(["--settings", cohort.json(RECORDING_KEYS), "--join", *outputs, "--output", output])
+    timed("joined", *start)
     start_wall = time.perf_counter()
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--dry-run", "--quiet"]
     command += ["--cores", "1", "--directory", str(folder), "--configfile", str(folder / "config.yaml")]
@@ -96,7 +113,7 @@ def measure(folder: Path) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=int, default=40_000)
     parser.add_argument("--folder", type=Path, help="folder for the tree; default: a temporary one")
     arguments = parser.parse_args()

@@ -107,6 +107,75 @@ def test_filters(tmp_path):
         list_recordings(fmriprep(tmp_path, include=str(tmp_path / "absent.txt")))
 
 
+def test_filters_for_absence_and_any_label_as_in_fmriprep(tmp_path):
+    for name in ["sub-01_task-rest", "sub-01_task-rest_acq-fast", "sub-01_task-rest_acq-slow"]:
+        derivative(tmp_path, name)
+    found = {
+        wanted: [
+            row["acq"] for row in list_recordings(fmriprep(tmp_path, entities={"acq": list(wanted)})).to_dict("records")
+        ]
+        for wanted in [(None,), ("*",), (None, "slow")]
+    }
+    assert found == {(None,): [None], ("*",): ["fast", "slow"], (None, "slow"): [None, "slow"]}
+
+
+def test_the_cohort_of_a_template_belongs_to_the_space(tmp_path):
+    image = derivative(tmp_path, "sub-01_task-rest", space="MNIPediatricAsym", cohort="2", res="1")
+    listing = list_recordings(fmriprep(tmp_path, space="MNIPediatricAsym"))
+    assert listing["recording_id"].tolist() == ["sub-01_task-rest"]
+    confounds = image.with_name("sub-01_task-rest_desc-confounds_timeseries.tsv")
+    assert listing["paths"][0][2] == str(confounds)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("sub-01_task-re-st", "its name is not BIDS: 'task-re-st'"),
+        ("sub-01_task-re st", "its name is not BIDS: 'task-re st'"),
+        ("sub-01_rest", "its name is not BIDS: 'rest'"),
+        ("sub-02_task-rest", "its name is not that of the participant 01"),
+    ],
+)
+def test_names_that_are_not_bids_are_rows_with_the_reason(tmp_path, name, reason):
+    good = derivative(tmp_path, "sub-01_task-rest")
+    good.rename(good.with_name(f"{name}_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"))
+    index = index_of(fmriprep(tmp_path))
+    assert index["exclude_reason"].tolist() == [reason]
+    assert index["recording_id"].tolist() == [name]
+
+
+def test_figures_logs_and_other_folders_are_not_looked_into(tmp_path):
+    good = derivative(tmp_path, "sub-01_ses-1_task-rest")
+    for folder in ("figures", "log", "ses-1/figures", "ses-1/anat", "ses-1/func/extra"):
+        (tmp_path / "sub-01" / folder).mkdir(parents=True)
+        (tmp_path / "sub-01" / folder / good.name.replace("rest", "other")).write_bytes(b"")
+    (tmp_path / "sourcedata").mkdir()
+    (tmp_path / "sub-01.html").touch()
+    assert list_recordings(fmriprep(tmp_path))["recording_id"].tolist() == ["sub-01_ses-1_task-rest"]
+
+
+def test_volume_timing_of_the_raw_data_excludes_what_fmriprep_made_of_it(tmp_path):
+    raw(tmp_path / "raw", "sub-01_task-rest")
+    raw(tmp_path / "raw", "sub-01_task-sparse")
+    (tmp_path / "raw" / "task-sparse_bold.json").write_text('{"VolumeTiming": [0, 5, 10]}')
+    for task in ("rest", "sparse"):
+        derivative(tmp_path / "out", f"sub-01_task-{task}")
+    settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
+    reasons = index_of(settings)["exclude_reason"].tolist()
+    assert reasons == [None, "sparse acquisition (VolumeTiming): no regular sampling interval"]
+
+
+def test_a_corrected_sidecar_changes_its_batch(tmp_path):
+    image = derivative(tmp_path / "d", "sub-01_task-rest")
+    derivative(tmp_path / "d", "sub-02_task-rest")
+    update_batches(fmriprep(tmp_path / "d"), tmp_path / "batches", 1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "batches").iterdir()}
+    image.with_name(image.name.replace(".nii.gz", ".json")).write_text('{"RepetitionTime": 0.72}')
+    update_batches(fmriprep(tmp_path / "d"), tmp_path / "batches", 1)
+    changed = {path.name for path in (tmp_path / "batches").iterdir() if path.read_bytes() != before[path.name]}
+    assert changed == {"part-0001.tsv"}
+
+
 def test_echoes_of_a_run_are_one_recording(tmp_path):
     for echo in "123":
         raw(tmp_path / "raw", f"sub-01_task-rest_echo-{echo}")

@@ -85,6 +85,7 @@ def attempts(wildcards):
     return attempts_of_a_job((workflow.execution_settings.retries or 0) if known else None)
 
 
+@functools.cache
 def batches_of(cohort):
     return current_batches(RESULTS / cohort / "batches")
 

@@ -10,7 +10,7 @@ rule cost:
     conda:
         "../../envs/tables.yaml"
     params:
-        settings=json.dumps(cost_settings(), sort_keys=True),
+        settings=lambda wildcards: json.dumps(cost_settings(), sort_keys=True),
         code=code_version("cost"),
         results=RESULTS,
     shell:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from semantoks.errors import UserError
 from semantoks.files import read_text_table, write_text
-from semantoks.recordings import COLUMNS, fingerprint, list_recordings
+from semantoks.recordings import COLUMNS, fingerprints, list_recordings
 
 
 def update_batches(cohort: Mapping[str, Any], folder: Path, batch_size: int) -> None:
@@ -26,7 +26,7 @@ def update_batches(cohort: Mapping[str, Any], folder: Path, batch_size: int) -> 
     manifest = assign(listing["recording_id"].tolist(), read_manifest(folder), batch_size)
     _write_if_changed(folder / "manifest.tsv", manifest.to_csv(sep="\t", index=False))
     listing = with_participants(listing.merge(manifest, on="recording_id"), cohort)
-    listing["fingerprint"] = listing["paths"].map(fingerprint)
+    listing["fingerprint"] = fingerprints(listing["paths"])
     listing["paths"] = listing["paths"].map(json.dumps)
     for batch, rows in listing.groupby("batch"):
         text = rows.drop(columns="batch").sort_values("recording_id").to_csv(sep="\t", index=False)
@@ -74,7 +74,7 @@ def targets_by_last_batch(folder: Path, per_session: bool) -> dict[str, dict[str
 
 def recordings_of(batch: Path) -> int:
     """Number of recordings of a batch."""
-    return len(read_text_table(batch))
+    return batch.read_bytes().count(b"\n") - 1  # paths are JSON, so a line is a recording
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:

@@ -7,6 +7,7 @@ Every file is written to a temporary name and renamed, and carries what made it
 from __future__ import annotations
 
 import errno
+import functools
 import glob
 import hashlib
 import json
@@ -98,20 +99,25 @@ def provenance(
     inputs : paths of input files, stored with their SHA-256.
     further : more metadata of the file, e.g. ``roi_names``.
     """
+    checksums = {str(path): sha256(path) for path in sorted(map(str, inputs))}
+    return {
+        "stage": stage,
+        "versions": dict(_versions()),
+        "settings": dict(settings),
+        "inputs": checksums,
+        **further,
+    }
+
+
+@functools.cache
+def _versions() -> Mapping[str, str]:
     versions = {"semantoks": __version__, "python": platform.python_version()}
     for name in _VERSIONED:
         try:
             versions[name] = package_metadata.version(name)
         except package_metadata.PackageNotFoundError:
             continue
-    checksums = {str(path): sha256(path) for path in sorted(map(str, inputs))}
-    return {
-        "stage": stage,
-        "versions": versions,
-        "settings": dict(settings),
-        "inputs": checksums,
-        **further,
-    }
+    return versions
 
 
 def write_table(path: Path | str, table: pd.DataFrame | pa.Table, metadata: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from semantoks.errors import UserError
 from semantoks.files import read_json
+from semantoks.recordings import entity_fits
 
 OUTPUTS = Path(__file__).resolve().parents[2] / "resources" / "fmriprep_outputs.yaml"
 _SURFACES = {"fsaverage", "fsaverage5", "fsaverage6", "fsnative", "fsLR"}
@@ -47,7 +48,7 @@ class Target:
     session: str | None
     spaces: tuple[str, ...]
     bids_filter: Mapping[str, Any]
-    wanted: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    wanted: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -66,7 +67,7 @@ def raw_runs(bids: Path, target: Target) -> list[str]:
         entities = dict(part.split("-", 1) for part in path.name.split("_")[:-1] if "-" in part)
         if entities.get("part") == "phase" or (target.session and entities.get("ses") != target.session):
             continue
-        used = all(entities.get(entity) in labels for entity, labels in target.wanted.items())
+        used = all(entity_fits(entities.get(entity), labels) for entity, labels in target.wanted.items())
         if used and all(_fits(entities, query, value) for query, value in wanted.items()):
             runs.add(re.sub(r"_echo-[A-Za-z0-9]+", "", path.name.rsplit("_bold", 1)[0]))
     return sorted(runs)

@@ -24,6 +24,7 @@ from semantoks.recordings import ENTITIES, check_unique, hdf5_positions, list_de
 
 COLUMNS = [*KEY, "batch", *ENTITIES, "bold_path", "mask_path", "confounds_path", "tr", "n_frames", "source", "site"]
 COLUMNS += ["mean_fd", "exclude_reason"]
+SPARSE = "sparse acquisition (VolumeTiming): no regular sampling interval"
 
 
 def build_index(cohort: Mapping[str, Any], listing: pd.DataFrame, status_files: Sequence[Path] = ()) -> pd.DataFrame:
@@ -91,12 +92,16 @@ def _with_derivatives(listing: pd.DataFrame, cohort: Mapping[str, Any], status_f
     rows = []
     missing = {"paths": ("",), "exclude_reason": f"fMRIPrep wrote no desc-preproc_bold in space {cohort['space']}"}
     records: list[Any] = listing.to_dict("records")
-    for row in records:
+    with ThreadPoolExecutor(16) as pool:  # fMRIPrep's sidecars need not repeat it
+        sparse = list(pool.map(_is_sparse, (row["paths"][0] for row in records)))
+    for row, without_interval in zip(records, sparse, strict=True):
         row |= found.get(row["recording_id"], missing)
         participant = row["participant_id"]
         status = ended.get((participant, row["session_id"])) or ended.get((participant, None)) or {"status": "done"}
         if status["status"] != "done":
             row["exclude_reason"] = f"fMRIPrep {status['status']}: {status['reason']}"
+        if without_interval:
+            row["exclude_reason"] = SPARSE
         rows.append(row)
     return pd.DataFrame(rows, columns=listing.columns, dtype=object)
 
@@ -127,7 +132,7 @@ def _describe_image(path: str | None, override: float | None) -> tuple[float | N
         return override, None, f"unreadable sidecar of {Path(path).name}: {error}"
     tr = override or sidecar.get("RepetitionTime")
     if "VolumeTiming" in sidecar:
-        return tr, None, "sparse acquisition (VolumeTiming): no regular sampling interval"
+        return tr, None, SPARSE
     if Path(path).stat().st_size == 0:
         return tr, None, "empty image"
     try:
@@ -152,6 +157,14 @@ def _sidecar(path: Path) -> Mapping[str, Any]:
             return content
     inherited: Mapping[str, Any] = bids2table.load_bids_metadata(path)
     return inherited
+
+
+def _is_sparse(raw_image: str) -> bool:
+    """Whether the raw sidecars say that volumes were not acquired at a regular interval."""
+    try:
+        return "VolumeTiming" in _sidecar(Path(raw_image))
+    except (OSError, ValueError):
+        return False
 
 
 def _header(path: Path) -> Any:

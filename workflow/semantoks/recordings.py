@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import bids2table
 import numpy as np
@@ -17,8 +18,14 @@ import pandas as pd
 
 from semantoks.errors import UserError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 ENTITIES = ["task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space", "res", "desc"]
 """BIDS entities kept as text columns: ``run-01`` is not ``run-1``."""
+
+NOT_IN_ID = ("space", "cohort", "res", "den", "desc")
+"""Entities of a file that say how it was processed, not which recording it is (``cohort`` belongs to the space)."""
 
 COLUMNS = ["participant_id", "session_id", "recording_id", *ENTITIES, "paths", "exclude_reason"]
 """Columns of a listing; ``paths`` is a tuple whose first entry is the image or the (first) time-series file."""
@@ -69,33 +76,32 @@ def list_derivatives(
 
     ``paths`` holds image, brain mask and confounds table, the last two empty text where absent.
     """
-    root = Path(path or cohort["source"]["path"])
-    images = _bids_images(root, cohort, participants)
+    images = _bids_images(Path(path or cohort["source"]["path"]), cohort, participants)
     if images.empty:
         return images
     images = images[(images["desc"] == "preproc") & (images["space"] == cohort["space"])]
     if cohort["resolution"] is not None:
         images = images[images["res"] == cohort["resolution"]]
     images = _without_single_echoes(images)
-    images["paths"] = [(path, *_beside(Path(path), recording)) for path, recording in _pairs(images)]
+    columns = [images[name] for name in ("image", "recording_id", "beside")]
+    images["paths"] = [(image, *_beside(image, name, there)) for image, name, there in zip(*columns, strict=True)]
     # fMRIPrep keeps `part-mag` in its names; a recording is called the same before and after it
     images["recording_id"] = images["recording_id"].str.replace("_part-mag", "", regex=False)
     images["part"] = None
     return images[COLUMNS]
 
 
-def _pairs(images: pd.DataFrame) -> Iterable[tuple[str, str]]:
-    return zip(images["image"], images["recording_id"], strict=True)
+def _beside(image: str, recording_id: str, there: frozenset[str]) -> tuple[str, str]:
+    """Paths of the brain mask and the confounds table that belong to an image, empty where absent.
 
-
-def _beside(image: Path, recording_id: str) -> tuple[str, str]:
-    """Paths of the brain mask and the confounds table that belong to an image, empty where absent."""
-    mask = image.with_name(re.sub(r"_desc-preproc_bold\.nii(\.gz)?$", r"_desc-brain_mask.nii\1", image.name))
-    confounds = [
-        image.with_name(f"{recording_id}_desc-confounds_{suffix}.tsv") for suffix in ("timeseries", "regressors")
-    ]
-    found = next((str(path) for path in confounds if os.path.lexists(path)), "")
-    return (str(mask) if os.path.lexists(mask) else "", found)
+    ``there``: names of the files in the image's folder.
+    """
+    folder, name = os.path.split(image)
+    mask = re.sub(r"_desc-preproc_bold\.nii(\.gz)?$", r"_desc-brain_mask.nii\1", name)
+    confounds = [f"{recording_id}_desc-confounds_{suffix}.tsv" for suffix in ("timeseries", "regressors")]
+    chosen = (next((name for name in names if name in there), None) for names in ([mask], confounds))
+    mask_path, confounds_path = (os.path.join(folder, name) if name else "" for name in chosen)
+    return mask_path, confounds_path
 
 
 def _list_raw(cohort: Mapping[str, Any]) -> pd.DataFrame:
@@ -116,42 +122,70 @@ def _list_raw(cohort: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _bids_images(root: Path, cohort: Mapping[str, Any], participants: Sequence[str] | None = None) -> pd.DataFrame:
-    """BOLD images of a BIDS folder with their entities as text, tasks and entities filtered."""
-    _check_labels(root)
-    folders = None if participants is None else [f"sub-{label}" for label in participants]
-    index = bids2table.index_dataset(root, include_subjects=folders).to_pandas()
-    bold = index[(index["suffix"] == "bold") & (index["datatype"] == "func") & index["ext"].isin([".nii", ".nii.gz"])]
-    rows = []
-    for path in bold["path"]:
-        entities = bids2table.parse_bids_entities(path)  # the index itself turns run-01 into 1
-        name = Path(path).name.split("_")[:-1]
-        rows.append(
-            {
-                "participant_id": entities["sub"],
-                "session_id": entities.get("ses"),
-                "recording_id": "_".join(p for p in name if not p.startswith(("space-", "res-", "desc-", "den-"))),
-                **{entity: entities.get(entity) for entity in ENTITIES},
-                "image": str(root / path),
-                "exclude_reason": None,
-            }
-        )
-    images = pd.DataFrame(rows, columns=[*COLUMNS[:-2], "image", "exclude_reason"], dtype=object)
+    """BOLD images of a BIDS folder with their entities as text, tasks and entities filtered.
+
+    ``beside`` holds the names of the masks and confounds in the image's folder.
+    """
+    folders = _bids_folders(root, "sub")
+    if participants is not None:
+        folders = [folder for folder in folders if folder.name.removeprefix("sub-") in set(participants)]
+    rows = [row for found in _in_threads(_images_of_participant, folders) for row in found]
+    images = pd.DataFrame(rows, columns=[*COLUMNS[:-2], "image", "beside", "exclude_reason"], dtype=object)
     wanted = {"task": cohort["tasks"], **cohort["entities"]}
     for entity, labels in wanted.items():
         if labels is not None:
-            column = "session_id" if entity == "ses" else entity
-            images = images[images[column].isin(labels)]
+            column = images["session_id" if entity == "ses" else entity]
+            images = images[[entity_fits(label, labels) for label in column]]
     return images.copy()
 
 
-def _check_labels(root: Path) -> None:
-    """Folders whose label BIDS forbids would vanish silently from the index: name them instead."""
-    bad = sorted(p.name for p in root.glob("sub-*") if p.is_dir() and not re.fullmatch(r"sub-[A-Za-z0-9+]+", p.name))
+def entity_fits(label: str | None, allowed: Sequence[str | None]) -> bool:
+    """Whether a file's label of an entity (None without it) is wanted; as for fMRIPrep, null is absence, ``*`` any."""
+    return label in allowed or (label is not None and "*" in allowed)
+
+
+def _bids_folders(parent: Path, entity: str) -> list[Path]:
+    """Folders ``sub-…`` or ``ses-…``, by name; one whose label BIDS forbids is an error, not silently left out."""
+    with os.scandir(parent) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.startswith(f"{entity}-") and entry.is_dir())
+    bad = [name for name in names if not re.fullmatch(rf"{entity}-[A-Za-z0-9+]+", name)]
     if bad:
+        kind = "participant" if entity == "sub" else "session"
         raise UserError(
-            f"{root}: expected participant folders named sub-<letters and digits>, found "
+            f"{parent}: expected {kind} folders named {entity}-<letters and digits>, found "
             f"{', '.join(map(repr, bad[:5]))}; rename them (BIDS labels are alphanumeric)"
         )
+    return [parent / name for name in names]
+
+
+def _images_of_participant(folder: Path) -> list[dict[str, Any]]:
+    """BOLD images in the ``func`` folders of a participant; nothing else (``figures``, ``log``, …) is looked into."""
+    rows = []
+    for func in (one / "func" for one in (folder, *_bids_folders(folder, "ses"))):
+        if func.is_dir():
+            names = sorted(os.listdir(func))
+            beside = frozenset(name for name in names if name.endswith(("_mask.nii.gz", "_mask.nii", ".tsv")))
+            images = [name for name in names if name.endswith(("_bold.nii.gz", "_bold.nii"))]
+            rows += [_image_row(func / name, folder.name.removeprefix("sub-"), beside) for name in images]
+    return rows
+
+
+def _image_row(image: Path, participant: str, beside: frozenset[str]) -> dict[str, Any]:
+    parts = image.name.split("_")[:-1]
+    wrong = [part for part in parts if not re.fullmatch(r"[a-zA-Z]+-[A-Za-z0-9+]+", part)]
+    entities = bids2table.parse_bids_entities(image)
+    reason = f"its name is not BIDS: {', '.join(map(repr, wrong))}" if wrong else None
+    if reason is None and entities.get("sub") != participant:
+        reason = f"its name is not that of the participant {participant}"
+    return {
+        "participant_id": participant,
+        "session_id": entities.get("ses"),
+        "recording_id": "_".join(part for part in parts if part.split("-")[0] not in NOT_IN_ID),
+        **{entity: entities.get(entity) for entity in ENTITIES},
+        "image": str(image),
+        "beside": beside,
+        "exclude_reason": reason,
+    }
 
 
 def _without_single_echoes(images: pd.DataFrame) -> pd.DataFrame:
@@ -322,13 +356,30 @@ def _what_is_there(cohort: Mapping[str, Any]) -> str:
     return f"there are preprocessed volumes in the spaces {spaces} of the tasks {tasks}; " if len(images) else ""
 
 
-def fingerprint(paths: Iterable[str]) -> str:
-    """Size and modification time of files as text; changes whenever one of them changes."""
+def fingerprints(recordings: Iterable[Sequence[str]]) -> list[str]:
+    """Size and modification time of each recording's files and its image's sidecar, as text that changes with them."""
+    return _in_threads(_fingerprint, list(recordings))
+
+
+def _in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """One result per item; network file systems answer many questions at once. Many items are one task of a thread."""
+    parts = [items[start : start + 100] for start in range(0, len(items), 100)]
+    with ThreadPoolExecutor(16) as pool:
+        return [result for part in pool.map(lambda part: [function(item) for item in part], parts) for result in part]
+
+
+def _fingerprint(paths: Sequence[str]) -> str:
     parts = []
-    for path in paths:
+    for path in (*paths, _sidecar_path(paths[0])):
         try:
             status = os.stat(path) if path else None
         except OSError:
             status = None
         parts.append(f"{status.st_size}:{status.st_mtime_ns}" if status else "absent")
     return " ".join(parts)
+
+
+def _sidecar_path(image: str) -> str:
+    """The JSON file beside an image; empty text for other files."""
+    stem = re.sub(r"\.nii(\.gz)?$", "", image)
+    return "" if stem == image else f"{stem}.json"

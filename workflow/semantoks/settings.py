@@ -59,7 +59,7 @@ class Cohort:
         return self.source["type"] in ("hdf5", "files")
 
     @property
-    def wanted_runs(self) -> dict[str, list[str]]:
+    def wanted_runs(self) -> dict[str, list[str | None]]:
         """Entity → labels of the runs that the cohort uses; entities without restriction are left out."""
         tasks = self.settings["tasks"]
         return {**self.settings["entities"], **({} if tasks is None else {"task": tasks})}
