@@ -32,7 +32,7 @@ def test_two_processes_reproduce_one(tmp_path, absent):
         "views": {"crop": 60},
         "optimiser": {"epochs": 10, "batch": 12, "micro_batches": 2},
         "objective": {"ttr_share": 0.5},
-        "run": {"precision": "float32"},
+        "run": {"precision": "float32", "corpus": "disk" if absent else "auto"},
     }
     arguments = ["--settings", json.dumps(settings), "--shards", str(shard), "--seed", "1", "--output"]
     pretrain.main([*arguments, str(tmp_path / "one")])

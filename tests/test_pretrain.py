@@ -16,7 +16,7 @@ import torch
 from fake_shards import write_shard
 from semantoks import pretrain
 from semantoks.errors import UserError
-from semantoks.files import sha256
+from semantoks.files import read_json, sha256
 from semantoks.training import checkpoint as checkpoint_module
 from semantoks.training.checkpoint import Checkpoints, training_fingerprint
 from semantoks.training.corpus import load_corpus
@@ -87,6 +87,14 @@ def test_same_seed_same_bytes_and_another_seed_others(shards, uninterrupted, tmp
     assert again["metrics.jsonl"] == reference["metrics.jsonl"]
     pretrain.main(arguments(shards, tmp_path / "other", seed=2))
     assert files(tmp_path / "other")["weights.safetensors"] != reference["weights.safetensors"]
+
+
+@pytest.mark.parametrize("place", ["host", "disk"])
+def test_where_the_scans_lie_changes_no_bit(shards, uninterrupted, tmp_path, place):
+    pretrain.main(arguments(shards, tmp_path, TINY | {"run": {"corpus": place}}))
+    for name in ("weights.safetensors", "metrics.jsonl"):
+        assert (tmp_path / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    assert read_json(tmp_path / "config.json")["resolved"]["corpus"] == place
 
 
 def test_random_initialisation_is_where_training_starts(shards, tmp_path):

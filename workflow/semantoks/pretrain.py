@@ -22,8 +22,9 @@ from semantoks.objectives.schedules import Schedules
 from semantoks.objectives.self_distillation import SelfDistillation
 from semantoks.training.batches import Batches
 from semantoks.training.checkpoint import Checkpoints, StopSignals, training_fingerprint
-from semantoks.training.corpus import Corpus, load_corpus
-from semantoks.training.device import choose_device, choose_precision, fits_on, keep_freed_memory
+from semantoks.training.corpus import Corpus, describe_shards, load_corpus
+from semantoks.training.device import choose_device, choose_precision, keep_freed_memory
+from semantoks.training.frames import Place, choose_place
 from semantoks.training.monitor import Monitor, measure
 from semantoks.training.optimiser import make_optimiser, optimiser_step
 from semantoks.training.sampling import Sampler
@@ -155,6 +156,13 @@ def compile_encoders(objective: Objective, settings: PretrainSettings, device: t
             encoder.compile()
 
 
+def corpus_place(shards: Sequence[Path], settings: PretrainSettings, device: torch.device, min_frames: int) -> Place:
+    """Where the frames of these shards go."""
+    metadata, table = describe_shards(shards, ["n_frames"], min_frames)
+    n_bytes = 2 * int(table["n_frames"].sum()) * len(metadata["roi_names"])
+    return choose_place(settings.run.corpus, n_bytes, device)
+
+
 def resolved_run(settings: PretrainSettings, corpus: Corpus, seed: int) -> dict[str, Any]:
     """What ``auto`` and the size of the corpus came to."""
     device = choose_device(settings.run.device)
@@ -212,10 +220,14 @@ def pretrain(
     device = choose_device(settings.run.device)
     if device.type == "cpu":
         keep_freed_memory()
-    model = settings.model
-    corpus = load_corpus(shards, settings.min_network_valid, model.tokenizer, min_frames=2 * model.patch)
+    model, min_frames = settings.model, 2 * settings.model.patch
+    place = corpus_place(shards, settings, device, min_frames)
+    corpus = load_corpus(
+        shards, settings.min_network_valid, model.tokenizer, min_frames=min_frames, on_disk=place == "disk"
+    )
     kind = "random" if random_initialisation else "pretrained"
     config = make_config(settings, corpus, seed, kind) | {"made_by": provenance("pretrain", {}, shards)}
+    config["resolved"]["corpus"] = place
     if process_rank() == 0:
         print(json.dumps(config["resolved"], indent=2), file=sys.stderr)
     if random_initialisation:
@@ -226,9 +238,9 @@ def pretrain(
     fingerprint = training_fingerprint(settings, corpus, seed, precision, config["made_by"]["inputs"].values())
     checkpoints = Checkpoints(checkpoint_folder, fingerprint, settings.run.checkpoint_minutes)
     metrics = (checkpoint_folder or output) / f"metrics-{fingerprint}.jsonl"
-    corpus_device = device if fits_on(device, corpus.frames, settings.run.corpus) else torch.device("cpu")
     objective = make_objective(settings, corpus, seed).to(device)
-    train(objective, corpus.to(corpus_device), settings, seed, metrics, checkpoints, device)
+    corpus = corpus.to(device) if place == "device" else corpus
+    train(objective, corpus, settings, seed, metrics, checkpoints, device)
     if process_rank() == 0:
         save_weights(output, objective.state_dict(), config)
         write_text(output / "metrics.jsonl", metrics.read_text(encoding="utf-8"))

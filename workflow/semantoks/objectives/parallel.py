@@ -36,6 +36,12 @@ def processes(device: torch.device) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+def wait_for_all() -> None:
+    """Go on when all processes have come here."""
+    if world_size() > 1:
+        distributed.barrier()
+
+
 def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """Each flag, true where it is true in any process; waits for all of them."""
     if world_size() == 1:

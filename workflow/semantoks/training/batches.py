@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,13 +18,16 @@ from semantoks.training.corpus import Corpus
 from semantoks.training.sampling import Sampler, StepDraw
 from semantoks.training.settings import PretrainSettings
 
+AHEAD = 2
+"""Steps whose crops are cut before they are needed, each by a thread of its own."""
+
 
 class Batches:
     """Views of any step, the same on one process or several: all draw for the global batch and keep their part.
 
     Parameters
     ----------
-    corpus : on ``device``, or on the host; then crops of the next step are cut while the device works.
+    corpus : on ``device``, or on the host or on disk; then crops are cut ahead, while the device works.
     """
 
     def __init__(self, corpus: Corpus, sampler: Sampler, settings: PretrainSettings, device: torch.device) -> None:
@@ -40,17 +45,21 @@ class Batches:
 
     def __call__(self, first_step: int, n_steps: int) -> Iterator[Views]:
         """Views of the steps ``first_step`` … ``n_steps`` − 1."""
-        with ThreadPoolExecutor(1) as ahead:
-            upcoming = ahead.submit(self._crops, first_step) if self._prefetch else None
+        if not self._prefetch:
             for step in range(first_step, n_steps):
-                crops, present, masked = upcoming.result() if upcoming else self._crops(step)
-                if upcoming and step + 1 < n_steps:
-                    upcoming = ahead.submit(self._crops, step + 1)
-                yield self._views(step, crops, present, masked)
+                yield self._views(step, *self._crops(step))
+            return
+        with ThreadPoolExecutor(AHEAD) as readers:
+            steps = iter(range(first_step, n_steps))
+            upcoming = deque(readers.submit(self._crops, step) for step in itertools.islice(steps, AHEAD))
+            for step in range(first_step, n_steps):
+                crops = upcoming.popleft().result()
+                upcoming.extend(readers.submit(self._crops, later) for later in itertools.islice(steps, 1))
+                yield self._views(step, *crops)
 
     @property
     def _prefetch(self) -> bool:
-        return self._corpus.frames.device != self._device
+        return self._corpus.on_disk or self._corpus.frames.device != self._device
 
     def _crops(self, step: int) -> tuple[Tensor, Tensor, bool]:
         """Crops [2·m, ROI, crop] of this process, where the corpus lies, and present tokens of the global batch."""

@@ -7,8 +7,9 @@ tensor lies, and scans may differ in length. Casts to float32 come before any su
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from semantoks.errors import UserError
 from semantoks.files import KEY, read_metadata, read_tables
 from semantoks.model.networks import NetworkTable
+from semantoks.training.frames import make_frames
 
 HALF_EXPONENT = 0x7C00
 """Exponent bits of a float16; all of them set means NaN or infinity."""
@@ -37,6 +39,7 @@ class Corpus:
     starts, lengths : [scan] int64, first row and number of rows of each scan in ``frames``.
     present_rows : [scan, N] bool, token rows (networks, or ROIs for the linear tokenizer) that have data.
     networks, roi_names, source : the shards' network table, ROI names, and the rest of their metadata.
+    on_disk : ``frames`` are read from a file as crops touch them.
     """
 
     table: pd.DataFrame
@@ -47,6 +50,7 @@ class Corpus:
     networks: NetworkTable
     roi_names: list[str]
     source: dict[str, Any] = field(default_factory=dict)
+    on_disk: bool = False
 
     def __len__(self) -> int:
         return len(self.table)
@@ -73,8 +77,7 @@ class Corpus:
     def to(self, device: torch.device | str) -> Corpus:
         """The same corpus with its tensors on a device."""
         names = ("frames", "starts", "lengths", "present_rows")
-        moved = {name: getattr(self, name).to(device) for name in names}
-        return Corpus(table=self.table, networks=self.networks, roi_names=self.roi_names, source=self.source, **moved)
+        return replace(self, **{name: getattr(self, name).to(device) for name in names}, on_disk=False)
 
 
 def load_corpus(
@@ -84,6 +87,7 @@ def load_corpus(
     min_frames: int = 40,
     networks: NetworkTable | None = None,
     roi_names: Sequence[str] | None = None,
+    on_disk: bool = False,
 ) -> Corpus:
     """Read shards.
 
@@ -95,6 +99,7 @@ def load_corpus(
     min_frames : shorter scans are an error; the shard stage excludes them with a reason.
     networks, roi_names : of the model, when there is one: ROIs are matched by name, and parcels that the shards
         do not have (no cerebellum, no subcortex) count as parcels without data.
+    on_disk : frames are mapped from a file instead of held in memory (:func:`semantoks.training.frames.make_frames`).
 
     Raises
     ------
@@ -108,25 +113,37 @@ def load_corpus(
     columns = _matching_columns(shard_names, list(roi_names), paths[0])
     lengths = table["n_frames"].to_numpy(np.int64, copy=True)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    # numpy asks for huge pages and touches nothing before it is written, which halves the time
-    target = np.zeros((int(lengths.sum()), len(roi_names)), dtype=np.float16)
     # a slice is copied three times faster than a list of columns
     own = slice(None) if columns == list(range(len(roi_names))) else columns
-    valid = np.zeros((len(table), len(roi_names)), dtype=bool)
-    for scan, (start, (bold, with_data)) in enumerate(zip(starts, _scans(paths), strict=True)):
-        target[start : start + bold.shape[1], own] = bold.T
-        valid[scan, own] = with_data
+
+    def fill(target: np.ndarray | None) -> np.ndarray:
+        valid = np.zeros((len(table), len(roi_names)), dtype=bool)
+        for scan, (start, (bold, with_data)) in enumerate(zip(starts, _scans(paths), strict=True)):
+            if target is not None:
+                target[start : start + bold.shape[1], own] = bold.T
+            valid[scan, own] = with_data
+        return valid
+
+    target, valid = make_frames((int(lengths.sum()), len(roi_names)), on_disk, fill)
     present = valid if tokenizer == "linear" else present_networks(valid, networks, min_network_valid)
     return Corpus(
         table=table[KEY],
-        frames=torch.from_numpy(target),
+        frames=_as_tensor(target),
         starts=torch.from_numpy(starts),
         lengths=torch.from_numpy(lengths),
         present_rows=torch.from_numpy(present),
         networks=networks,
         roi_names=list(roi_names),
         source={key: value for key, value in metadata.items() if key in ("atlas", "settings")},
+        on_disk=on_disk,
     )
+
+
+def _as_tensor(frames: np.ndarray) -> Tensor:
+    """Frames as a tensor on the same memory, which may be read-only: nothing writes into a corpus."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(frames)
 
 
 def describe_shards(

@@ -43,14 +43,6 @@ def cpu_multiplies_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def fits_on(device: torch.device, frames: torch.Tensor, where: str) -> bool:
-    """Whether the corpus goes to the device: asked for, or ``auto`` and at most half of the GPU's free memory."""
-    if where != "auto" or device.type != "cuda":
-        return where != "host"
-    free, _ = torch.cuda.mem_get_info(device)
-    return frames.numel() * frames.element_size() <= free / 2
-
-
 def keep_freed_memory() -> None:
     """Let the C library (glibc; others are left alone) keep what a step frees for the next one.
 

@@ -73,7 +73,8 @@ class RunSettings:
     precision : ``float32`` or ``bf16`` (autocast; weights, covariances and teacher stay float32); ``auto`` takes
         bf16 on GPUs and on CPUs with AVX-512-bf16 or AMX.
     compile : ``torch.compile`` the encoders; ``auto`` on GPUs.
-    corpus : where the scans lie: on the ``device`` when they fit, else on the ``host``; ``auto`` decides.
+    corpus : where the scans lie: on the ``device`` when they fit, else in the ``host``'s memory, else on ``disk``;
+        ``auto`` decides.
     threads : CPU threads; 0 leaves the choice to torch.
     log_every : steps between lines of metrics; 0 is every step on a CPU and every tenth on a GPU.
     checkpoint_minutes : between checkpoints, besides one after each stop signal.
@@ -86,7 +87,7 @@ class RunSettings:
     device: str = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    corpus: Literal["auto", "device", "host"] = "auto"
+    corpus: Literal["auto", "device", "host", "disk"] = "auto"
     threads: int = 0
     log_every: int = 0
     checkpoint_minutes: float = 10.0
