@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from semantoks.atlas_recipes import BUCKNER, BUCKNER_TO_2009C, NLIN6, Recipe, recipe_of
+from semantoks.atlas_recipes import BUCKNER, BUCKNER_TO_2009C, NLIN6, Part, Recipe, recipe_of
 from semantoks.atlas_sources import checked_source
 from semantoks.errors import UserError, run_command
 from semantoks.files import replacing, sha256, write_json, write_text
@@ -166,18 +166,19 @@ def merge_parts(settings: AtlasSettings, recipe: Recipe, folder: Path) -> tuple[
     Buckner et al. (2011), Journal of Neurophysiology 106:2322.
     """
     files = [folder / name for name in recipe.files(settings.space, settings.resolution)]
-    given, affine = read_label_image(_checked(files[0]))
-    names = _names(recipe, settings.name, given, folder)
-    n_first = len(names) - recipe.cortex if recipe.cortex and recipe.subcortex else 0
-    labels = cortex_first(given, n_first)
-    names = names[n_first:] + names[:n_first]
+    first, *others = recipe.parts(settings.space, settings.resolution)
+    labels, names, affine = _read_part(first, recipe, settings.name, folder)
+    for part in others:
+        added, further, own = _read_part(part, recipe, settings.name, folder)
+        labels = below(labels, on_grid(added, own, labels.shape, affine), len(names))
+        names += further
     empty, note = [], None
     if recipe.cerebellum:
-        first = len(names)
+        before = len(names)
         names += [f"Buckner_{network}" for network in YEO_NETWORKS]
         buckner, note = cerebellum_on_grid(settings, _checked(folder / BUCKNER), labels.shape, affine)
-        labels = np.where((labels == 0) & (buckner > 0), buckner + first, labels).astype(np.int32)
-        empty = list(range(first + 1, first + 8)) if not buckner.any() else []
+        labels = below(labels, buckner, before)
+        empty = list(range(before + 1, before + 8)) if not buckner.any() else []
     table = pd.DataFrame({"index": range(1, len(names) + 1), "name": names})
     check_labels(table, str(files[0]))
     sources = {path.name: sha256(path) for path in files}
@@ -186,17 +187,28 @@ def merge_parts(settings: AtlasSettings, recipe: Recipe, folder: Path) -> tuple[
     return Atlas(table, labels, affine, sources, note), empty
 
 
+def below(labels: Labels, added: Labels, before: int) -> Labels:
+    """Put further parcels, numbered on from ``before``, where there are none yet; int32 [x, y, z]."""
+    merged: Labels = np.where((labels == 0) & (added > 0), added + before, labels).astype(np.int32)
+    return merged
+
+
 def _checked(path: Path) -> Path:
     checked_source(path)
     return path
 
 
-def _names(recipe: Recipe, atlas: str, labels: Labels, folder: Path) -> list[str]:
-    """Names of the parcels in the order of their values in the image."""
-    if recipe.table is None:
-        return [f"{atlas}_{index}" for index in range(1, int(labels.max()) + 1)]
-    names: list[str] = read_label_table(_checked(folder / recipe.table)).sort_values("index")["name"].tolist()
-    return names
+def _read_part(part: Part, recipe: Recipe, atlas: str, folder: Path) -> tuple[Labels, list[str], NDArray[np.float64]]:
+    """Labels of a part, the names of its parcels in the order of their values, and its affine."""
+    labels, affine = read_label_image(_checked(folder / part.image))
+    if part.table is None:
+        return labels, [f"{atlas}_{index}" for index in range(1, int(labels.max()) + 1)], affine
+    names: list[str] = read_label_table(_checked(folder / part.table)).sort_values("index")["name"].tolist()
+    check_order(part.image, names, str(folder / part.table))
+    if part.subcortex_first:
+        n_subcortex = len(names) - recipe.cortex
+        return cortex_first(labels, n_subcortex), names[n_subcortex:] + names[:n_subcortex], affine
+    return labels, names, affine
 
 
 def cortex_first(combined: Labels, n_subcortex: int) -> Labels:

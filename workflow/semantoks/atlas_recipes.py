@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -19,11 +19,23 @@ NLIN6, NLIN2009C = "MNI152NLin6Asym", "MNI152NLin2009cAsym"
 BUCKNER = "atl-Buckner7_space-MNI_dseg.nii"
 BUCKNER_TO_2009C = "tpl-MNI152NLin2009cAsym_from-MNI152NLin6Asym_mode-image_xfm.h5"
 UNRESOLVED = "unresolved"
+Found = TypeVar("Found")
 _NAME = re.compile(
     r"schaefer(?P<cortex>\d+)(?P<seventeen>-17networks)?(?:-tian(?P<with_tian>[1-4]))?(?P<buckner>-buckner7)?"
     r"|tian(?P<tian>[1-4])|(?P<single>a424|cc200)"
 )
 _SINGLE = {"a424": "A424+2mm.nii.gz", "cc200": "CC200.nii.gz"}
+_COMBINED_UP_TO = 400
+"""Up to so many parcels, in 7-network order, the authors of the Tian atlas publish images of both together."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A published label image and its table; ``subcortex_first``: it numbers the subcortex before the cortex."""
+
+    image: str
+    table: str | None
+    subcortex_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,50 +57,55 @@ class Recipe:
     cerebellum: bool = False
     single: str | None = None
 
-    def image(self, space: str, resolution: int) -> str:
-        """Name of the label image of cortex and subcortex in a space.
+    def parts(self, space: str, resolution: int) -> list[Part]:
+        """What cortex and subcortex are made of in a space, in the order of precedence.
 
         Raises
         ------
         UserError
-            When there is none in that space.
+            When there is no image in that space or resolution.
         """
         if self.single:
-            return _in_space(space, {NLIN6: _SINGLE[self.single]}, self.single)
-        if self.cortex and self.subcortex:
-            stem = self._combined
-            images = {
-                NLIN6: f"{stem}_{NLIN6}_{resolution}mm.nii.gz",
-                NLIN2009C: f"{stem}_3T_{NLIN2009C}_{resolution}mm.nii.gz",
-            }
-            return _in_space(space, images, stem)
-        if self.cortex:
-            return _in_space(space, {NLIN6: f"{self._schaefer}_FSLMNI152_{resolution}mm.nii.gz"}, self._schaefer)
-        stem = f"Tian_Subcortex_S{self.subcortex}_3T"
-        image = f"{stem}_1mm.nii.gz" if resolution == 1 else f"{stem}.nii"
-        return _in_space(space, {NLIN6: image, NLIN2009C: f"{stem}_2009cAsym.nii.gz"}, stem)
-
-    @property
-    def table(self) -> str | None:
-        """Name of the label table of cortex and subcortex; None for an atlas without."""
-        if self.single:
-            return None
-        if self.cortex and self.subcortex:
-            return f"{self._combined}_label.txt"
-        return f"{self._schaefer}.txt" if self.cortex else f"Tian_Subcortex_S{self.subcortex}_3T_label.txt"
+            image = _in_space(space, {NLIN6: _SINGLE[self.single]}, self.single)
+            return [Part(_in_resolution(resolution, {2: image}, self.single), None)]
+        if self.subcortex and self.cortex and self.cortex <= _COMBINED_UP_TO and self.networks == 7:
+            return [self._combined(space, resolution)]
+        cortex = [self._cortex(space, resolution)] if self.cortex else []
+        return cortex + ([self._subcortex(space, resolution, alone=not cortex)] if self.subcortex else [])
 
     def files(self, space: str, resolution: int) -> list[str]:
         """Names of all files that the atlas is made of in a space; the transform of the cerebellum is optional."""
-        cerebellum = [BUCKNER] if self.cerebellum else []
-        return [self.image(space, resolution), *([self.table] if self.table else []), *cerebellum]
+        names = [name for part in self.parts(space, resolution) for name in (part.image, part.table) if name]
+        return names + ([BUCKNER] if self.cerebellum else [])
 
-    @property
-    def _schaefer(self) -> str:
-        return f"Schaefer2018_{self.cortex}Parcels_{self.networks}Networks_order"
+    def _combined(self, space: str, resolution: int) -> Part:
+        stem = f"Schaefer2018_{self.cortex}Parcels_7Networks_order_Tian_Subcortex_S{self.subcortex}"
+        images = {
+            NLIN6: f"{stem}_{NLIN6}_{resolution}mm.nii.gz",
+            NLIN2009C: f"{stem}_3T_{NLIN2009C}_{resolution}mm.nii.gz",
+        }
+        return Part(_in_space(space, images, stem), f"{stem}_label.txt", subcortex_first=True)
 
-    @property
-    def _combined(self) -> str:
-        return f"{self._schaefer}_Tian_Subcortex_S{self.subcortex}"
+    def _cortex(self, space: str, resolution: int) -> Part:
+        """Schaefer's own images (CBIG), or TemplateFlow's with TemplateFlow's table."""
+        stem = f"Schaefer2018_{self.cortex}Parcels_{self.networks}Networks_order"
+        label = f"atlas-Schaefer2018_desc-{self.cortex}Parcels{self.networks}Networks_dseg"
+        parts = {
+            NLIN6: Part(f"{stem}_FSLMNI152_{resolution}mm.nii.gz", f"{stem}.txt"),
+            NLIN2009C: Part(f"tpl-{NLIN2009C}_res-0{resolution}_{label}.nii.gz", f"tpl-{NLIN2009C}_{label}.tsv"),
+        }
+        return _in_space(space, parts, stem)
+
+    def _subcortex(self, space: str, resolution: int, alone: bool) -> Part:
+        """Tian's images; in 2009cAsym there is one of 2 mm, which goes onto the grid of the cortex unless alone."""
+        stem = f"Tian_Subcortex_S{self.subcortex}_3T"
+        other = f"{stem}_2009cAsym.nii.gz"
+        images = {
+            NLIN6: {1: f"{stem}_1mm.nii.gz", 2: f"{stem}.nii"},
+            NLIN2009C: {2: other} if alone else {1: other, 2: other},
+        }
+        image = _in_resolution(resolution, _in_space(space, images, stem), f"{stem} in {space}")
+        return Part(image, f"{stem}_label.txt")
 
 
 def recipe_of(name: str) -> Recipe | None:
@@ -153,7 +170,15 @@ def source_of(name: str, path: Path = LOCK) -> Source:
     return sources[name]
 
 
-def _in_space(space: str, images: dict[str, str], what: str) -> str:
+def _in_space(space: str, images: dict[str, Found], what: str) -> Found:
     if space not in images:
         raise UserError(f"key 'atlas.space': expected {' or '.join(images)} for {what}, found {space!r}")
     return images[space]
+
+
+def _in_resolution(resolution: int, images: dict[int, str], what: str) -> str:
+    if resolution not in images:
+        raise UserError(
+            f"key 'atlas.resolution': expected {' or '.join(map(str, images))} for {what}, found {resolution}"
+        )
+    return images[resolution]

@@ -54,8 +54,8 @@ def checked_source(path: Path) -> str:
     source = source_of(path.name)
     if source.sha256 == UNRESOLVED:
         raise UserError(
-            f"resources/atlases.lock: expected the checksum of {path.name}, found 'unresolved'; run `make pins` where "
-            "there is a network, or give image and label table under a name of their own"
+            f"resources/atlases.lock: expected the checksum of {path.name}, found 'unresolved'; "
+            f"{_how_to_pin(path.name)}, or give image and label table under a name of their own"
         )
     if not path.is_file():
         raise UserError(f"{path}: expected a source of the atlas, found no file; get it from {source.url}")
@@ -68,16 +68,40 @@ def checked_source(path: Path) -> str:
     return found
 
 
-def pin(folder: Path, path: Path = LOCK) -> list[str]:
-    """Fetch every file whose checksum the lock lacks into ``folder`` and write the checksums; names of those files."""
-    text = path.read_text(encoding="utf-8")
-    pinned = []
-    for source in read_sources(path).values():
-        if source.sha256 == UNRESOLVED:
+def _how_to_pin(name: str) -> str:
+    """What to do about one file; `make pins` fetches hundreds."""
+    command = f"PYTHONPATH=workflow python -m semantoks.atlas_sources --pin data/atlases --files {name}"
+    return f"where there is a network run `{command}`"
+
+
+def pin(folder: Path, path: Path = LOCK, names: Sequence[str] | None = None) -> list[str]:
+    """Fetch files whose checksum the lock lacks into ``folder`` and write each checksum; the names of those files.
+
+    Parameters
+    ----------
+    names : only these files; None for all.
+
+    Raises
+    ------
+    UserError
+        For files that could not be fetched, at the end: what could be is written.
+    """
+    sources = read_sources(path)
+    wanted = [source_of(name, path) for name in names] if names else list(sources.values())
+    pinned, failed = [], []
+    for source in wanted:
+        if source.sha256 != UNRESOLVED:
+            continue
+        try:
             checksum = fetch(source, folder / source.name)
-            text = re.sub(rf"(?m)^(  {re.escape(source.name)}: .*sha256: ){UNRESOLVED}", rf"\g<1>{checksum}", text)
-            pinned.append(source.name)
-    write_text(path, text)
+        except UserError as error:
+            failed.append(str(error))
+            continue
+        line = rf"(?m)^(  {re.escape(source.name)}: .*sha256: ){UNRESOLVED}"
+        write_text(path, re.sub(line, rf"\g<1>{checksum}", path.read_text(encoding="utf-8")))
+        pinned.append(source.name)
+    if failed:
+        raise UserError(f"{len(pinned)} checksums found, {len(failed)} files not fetched; the first: {failed[0]}")
     return pinned
 
 
@@ -86,18 +110,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.atlas_sources", description=__doc__)
     parser.add_argument("--output", type=Path, help="file to fetch; its name is that in the lock")
     parser.add_argument("--pin", type=Path, help="folder: fetch all files without checksum into it")
+    parser.add_argument("--files", nargs="+", help="with --pin: only these files")
     arguments = parser.parse_args(argv)
     if (arguments.output is None) == (arguments.pin is None):
         parser.error("give either --output or --pin")
     if arguments.pin:
-        pinned = pin(arguments.pin)
+        pinned = pin(arguments.pin, names=arguments.files)
         print(f"checksums found: {', '.join(pinned) or 'none was missing'}")
         return
     source = source_of(arguments.output.name)
     if source.sha256 == UNRESOLVED:
         raise UserError(
-            f"resources/atlases.lock: expected the checksum of {source.name}, found 'unresolved'; run `make pins` "
-            "where there is a network"
+            f"resources/atlases.lock: expected the checksum of {source.name}, found 'unresolved'; "
+            f"{_how_to_pin(source.name)}"
         )
     fetch(source, arguments.output)
     print(f"{source.name}: from {source.url}; {source.licence}")
