@@ -57,7 +57,11 @@ def cohort_settings(path: Path, table: pd.DataFrame, **changes: Any) -> dict[str
 
 
 def write_shards(
-    path: Path, bold: Mapping[str, np.ndarray], valid: Mapping[str, np.ndarray] | None = None, **metadata: Any
+    path: Path,
+    bold: Mapping[str, np.ndarray],
+    valid: Mapping[str, np.ndarray] | None = None,
+    cohort: str = "small",
+    **metadata: Any,
 ) -> Path:
     """Write recordings (name ``participant`` or ``participant_run-2`` → [ROI, time]) as one shard."""
     rows = []
@@ -65,7 +69,7 @@ def write_shards(
         known = np.ones(len(values), bool) if valid is None or name not in valid else valid[name]
         rows.append(
             {
-                "cohort": "small",
+                "cohort": cohort,
                 "participant_id": name.split("_")[0],
                 "session_id": None,
                 "recording_id": f"sub-{name}",
@@ -91,12 +95,17 @@ def noise_shards(path: Path, table: pd.DataFrame, n_rois: int = 6, n_frames: int
 
 
 def write_embeddings(
-    path: Path, features: Mapping[str, np.ndarray], encoder: str = "tiny_seed-0", seen: tuple[str, ...] = ()
+    path: Path,
+    features: Mapping[str, np.ndarray],
+    encoder: str = "tiny_seed-0",
+    seen: tuple[str, ...] = (),
+    cohort: str = "small",
+    pretrained: tuple[tuple[str, str], ...] = (),
 ) -> Path:
     """Write features (participant → [crops, features]) as an embeddings file."""
     rows = [
         {
-            "cohort": "small",
+            "cohort": cohort,
             "participant_id": name,
             "session_id": None,
             "recording_id": f"sub-{name}",
@@ -107,6 +116,6 @@ def write_embeddings(
         for name, values in features.items()
         for crop, row in enumerate(values)
     ]
-    about = {"encoder": encoder, "pretrain_recordings": [["small", name] for name in seen]}
+    about = {"encoder": encoder, "pretrain_recordings": [*([cohort, name] for name in seen), *pretrained]}
     write_table(path, pa.Table.from_pylist(rows), provenance("embed", {}, (), **about))
     return path

@@ -1,4 +1,7 @@
-"""The real cohort from its cohort file alone: three sites of ABIDE, from extracted time series to the table."""
+"""The real cohort from its cohort file alone: three sites of ABIDE, from extracted time series to the table.
+
+Two further sites are a cohort for testing only.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from test_workflow import snakemake
 pytestmark = pytest.mark.slow
 
 SITES = ("CALTECH", "NYU", "SDSU")
+NEW_SITES = ("USM", "PITT")
 PER_SITE = 30
 
 
@@ -25,8 +29,12 @@ def participants(shared: Path) -> pd.DataFrame:
         pytest.skip(f"{path} is absent")
     table = pd.read_csv(path, sep="\t")
     # those with most parcels outside the field of view first
-    order = table[table["site"].isin(SITES)].sort_values("n_zero_rois", ascending=False, kind="stable")
-    return order.groupby("site").head(PER_SITE)
+    order = table.sort_values("n_zero_rois", ascending=False, kind="stable")
+    return order[order["site"].isin([*SITES, *NEW_SITES])].groupby("site").head(PER_SITE)
+
+
+def of_sites(participants: pd.DataFrame, names: tuple[str, ...]) -> list[str]:
+    return participants.loc[participants["site"].isin(names), "file_id"].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +45,10 @@ def results(shared: Path, participants: pd.DataFrame, tmp_path_factory: pytest.T
         patch.setenv("ABIDE1_CC200", str(shared / "data/abide1_cc200"))
         patch.setenv("SEMANTOKS_ATLASES", str(shared / "data/atlases"))
         cohort = yaml.safe_load((REPOSITORY / "config/cohorts/abide1_cc200.yaml").read_text())
-        cohort["include"] = participants["file_id"].tolist()
         cohort["site_group"] = {}
+        cohort["include"] = of_sites(participants, SITES)
+        # Further sites need a cohort file and nothing else.
+        further = cohort | {"role": "test", "fitted_on": "abide1_cc200", "include": of_sites(participants, NEW_SITES)}
         config = yaml.safe_load((REPOSITORY / "config/abide.yaml").read_text())
         config["networks"]["names"] = str(REPOSITORY / config["networks"]["names"])
         tiny = {"preset": "tiny", "optimiser": {"epochs": 2}, "seeds": [0], "random_seeds": []}
@@ -46,7 +56,8 @@ def results(shared: Path, participants: pd.DataFrame, tmp_path_factory: pytest.T
         config["probe"] = {"repetitions": 3, "heads": ["logistic", "ridge"]}
         (folder / "config/cohorts").mkdir(parents=True)
         (folder / "config/cohorts/abide1_cc200.yaml").write_text(yaml.safe_dump(cohort))
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "config/cohorts/new_sites.yaml").write_text(yaml.safe_dump(further))
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | {"cohorts": ["abide1_cc200", "new_sites"]}))
         result = snakemake(folder)
         assert result.returncode == 0, result.stdout + result.stderr
         second = snakemake(folder)
@@ -56,6 +67,7 @@ def results(shared: Path, participants: pd.DataFrame, tmp_path_factory: pytest.T
 
 def test_all_recordings_become_scans(results: Path, participants: pd.DataFrame) -> None:
     shards = pd.concat(map(read_table, sorted((results / "abide1_cc200/shards").glob("*.parquet"))))
+    participants = participants[participants["site"].isin(SITES)]
     assert set(shards["participant_id"]) == set(participants["file_id"])
     absent = shards.set_index("participant_id")["valid"].map(lambda valid: int((~np.asarray(valid)).sum()))
     known = participants.set_index("file_id")["n_zero_rois"]
@@ -87,6 +99,25 @@ def test_age_is_found_from_connectivity_within_these_sites(results: Path) -> Non
         ["protocol", "phenotype", "metric", "row"]
     )
     assert table.loc[("random", "age", "r", "fc-ridge"), "mean"] > 0.4
+
+
+def test_models_of_these_sites_are_scored_on_new_ones(results: Path, participants: pd.DataFrame) -> None:
+    table = pd.read_csv(results / "tables/new_sites.tsv", sep="\t")
+    assert set(table["protocol"]) == {"transfer"}
+    assert {"majority", "fc-ridge", "fc-kernel-ridge", "confounds-ridge", "tiny-ridge"} <= set(table["row"])
+    assert (table.loc[table["phenotype"] == "sex", "n"] == len(of_sites(participants, NEW_SITES))).all()
+    # the encoder was pretrained on the other sites only
+    assert (table["transductive"] == 0).all()
+    sites = pd.read_csv(results / "tables/new_sites_sites.tsv", sep="\t")
+    assert set(sites["site_group"]) == set(NEW_SITES)
+    age = table.set_index(["phenotype", "metric", "row"]).loc[("age", "site_r", "fc-ridge")]
+    assert age["mean"] > 0.2
+    assert (
+        "Models fitted on the training parts of the random splits of abide1_cc200"
+        in (results / "tables/new_sites.md").read_text()
+    )
+    trained = read_metadata(results / "new_sites/embeddings/tiny_seed-0.parquet")["pretrain_recordings"]
+    assert {cohort for cohort, _ in trained} == {"abide1_cc200"}
 
 
 def test_every_output_says_what_was_done_before(results: Path) -> None:

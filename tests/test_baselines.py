@@ -362,7 +362,7 @@ class TestPublishedHead:
 class TestEmbeddings:
     def test_crops_with_the_same_number_are_averaged_over_recordings(self, tmp_path: Path) -> None:
         path = write_embeddings(tmp_path / "e.parquet", {"01": np.arange(6.0).reshape(3, 2), "02": np.ones((1, 2))})
-        features = read_embeddings(path)
+        features = read_embeddings([path])
         assert features.participants == ["01", "02"]
         assert features.present.tolist() == [[True, True, True], [True, False, False]]
         np.testing.assert_array_equal(features.mean, [[2, 3], [1, 1]])
@@ -370,14 +370,14 @@ class TestEmbeddings:
 
     def test_who_was_seen_in_pretraining(self, tmp_path: Path) -> None:
         path = write_embeddings(tmp_path / "e.parquet", {"01": np.ones((1, 2)), "02": np.ones((1, 2))}, seen=("02",))
-        assert read_embeddings(path).seen == {"02"}
+        assert read_embeddings([path]).seen == {"02"}
 
     def test_features_that_are_not_finite(self, tmp_path: Path) -> None:
         path = write_embeddings(tmp_path / "e.parquet", {"01": np.array([[1, np.nan]]), "02": np.ones((1, 2))})
         with pytest.raises(UserError, match=r"1 recordings are not finite \(sub-01\)"):
-            read_embeddings(path)
+            read_embeddings([path])
 
     def test_features_of_several_lengths(self, tmp_path: Path) -> None:
         path = write_embeddings(tmp_path / "e.parquet", {"01": np.ones((1, 3)), "02": np.ones((1, 2))})
         with pytest.raises(UserError, match=r"one length, found \[2, 3\]"):
-            read_embeddings(path)
+            read_embeddings([path])

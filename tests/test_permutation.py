@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,9 @@ def people(n: int, n_sites: int = 4, siblings: int = 0) -> pd.DataFrame:
     number = np.arange(n)
     family = np.where(number < 2 * siblings, number // 2, number + n)
     site = np.where(number < 2 * siblings, number // 2, number) % n_sites
-    return pd.DataFrame({"site": site.astype(str), "site_group": site.astype(str), "family": family.astype(str)})
+    return pd.DataFrame(
+        {"cohort": "x", "site": site.astype(str), "site_group": site.astype(str), "family": family.astype(str)}
+    )
 
 
 class TestOrders:
@@ -104,7 +107,9 @@ class TestChain:
             one = task(dict.fromkeys([f"{n:02d}" for n in rows], "test"), np.zeros(24), n_classes)
             halves.append((Task(**{**vars(one), "test": rows}), Permuted(draw[:, rows], scores[:, rows])))
         site = np.repeat(list("abcd"), [12, 6, 4, 2])
-        random, held_out = null_values("random", halves, site), null_values("leave-site-out", halves, site)
+        repeated = [(replace(one, repetition=number), made) for number, (one, made) in enumerate(halves)]
+        random = null_values(repeated, site)
+        held_out = null_values([(replace(one, protocol="leave-site-out"), made) for one, made in halves], site)
         for number in range(7):
             y = draw[number].astype(float)
             for name, metric in METRICS[kind].items():
@@ -188,14 +193,16 @@ class TestTypeOneError:
         orders = np.concatenate([np.arange(self.n)[None], orders])
         for number in numbers:
             tasks = [task(parts, number, protocol=protocol) for parts in splits]
+            if protocol == "random":
+                tasks = [replace(one, repetition=repetition) for repetition, one in enumerate(tasks)]
             made = [
                 (one, permute("ridge", one, pair, orders, SETTINGS)) for one, pair in zip(tasks, scores, strict=True)
             ]
             if protocol == "random":
-                each = [null_values(protocol, [one], site)["r"][0] for one in made]
-                yield null_values(protocol, made, site)["r"], each
+                each = [null_values([one], site)["r"][0] for one in made]
+                yield null_values(made, site)["r"], each
             else:
-                yield null_values(protocol, made, site)["site_r"], []
+                yield null_values(made, site)["site_r"], []
 
     @pytest.mark.parametrize("protocol", ["random", "leave-site-out"])
     def test_a_twentieth_of_true_nulls_is_rejected_and_what_is_there_is_found(self, protocol: str) -> None:

@@ -183,12 +183,12 @@ class TestOverlap:
         assert set(seen_by_content([study.shards], [path])) == {"007"}
         assert seen_by_content([study.shards], []) == {}
         features = {name: generator.normal(size=(1, 3)) for name in own}
-        embeddings = write_embeddings(tmp_path / "o.parquet", features, "tiny_seed-0", ("003",))
+        embeddings = write_embeddings(tmp_path / "o.parquet", features, "tiny_seed-0", ("003", "renamed"))
         study.settings["probe"]["epochs"] = 2
         options = ["--shards", str(study.shards), "--pretrain-shards", str(path)]
         rows = study.row("tiny_seed-0", "--embeddings", str(embeddings), *options)
         assert set(rows.loc[rows["transductive"], "participant_id"]) == {"003", "007"}
-        assert "007: pretraining saw the same content as sub-renamed (FC r " in capsys.readouterr().err
+        assert "007: pretraining of tiny_seed-0 saw the same content as sub-renamed (FC r " in capsys.readouterr().err
 
 
 class TestNothingLeaks:

@@ -86,7 +86,7 @@ class TestTangent:
 
 
 class TestPower:
-    recording = Recording("01", "sub-01", recordings(1)["00"].astype(np.float32), np.ones(6, bool))
+    recording = Recording("small", "01", "sub-01", recordings(1)["00"].astype(np.float32), np.ones(6, bool))
 
     def test_power_one_is_the_correlation_and_a_half_its_root(self) -> None:
         full = np.corrcoef(self.recording.bold)
@@ -102,7 +102,7 @@ class TestPower:
         bold = self.recording.bold.copy()
         bold[1] = bold[0]
         bold[5] = 0
-        edges = power_edges(0.35)(Recording("01", "x", bold, np.ones(6, bool)))
+        edges = power_edges(0.35)(Recording("small", "01", "x", bold, np.ones(6, bool)))
         second = np.triu_indices(6, 1)[1]
         assert np.isnan(edges[second == 5]).all()
         assert np.isfinite(edges[second < 5]).all()

@@ -80,9 +80,8 @@ def write_cohort(results: Path) -> None:
     write_table(results / "study/timeseries/part-0001.parquet", table, series | {"strategy": strategy})
     cohort = {"name": "study", "include": list(NAMES), "participants": {"path": f"/data/{NAMES[0]}.tsv"}}
     write_table(results / "study/index.parquet", table, provenance("index", cohort))
-    splits = pd.DataFrame(
-        {"participant_id": NAMES, "phenotype": "sex", "protocol": "random", "repetition": 0, "fold": 0}
-    )
+    splits = pd.DataFrame({"cohort": "study", "participant_id": NAMES, "phenotype": "sex", "protocol": "random"})
+    splits = splits.assign(repetition=0, fold=0, part="test")
     about = {"checksums": {"sex": {"random": "c0ffee" * 8}}, "n_participants": 3}
     about["unmatched"] = {"recording_only": [], "table_only": [NAMES[1]]}
     settings = cohort | {"probe": {"repetitions": 10}}
@@ -134,7 +133,7 @@ def write_tables(results: Path) -> None:
 
 def settings(simulated: bool = False, **keys) -> dict:
     cohort = {"description": "A study of <b>sleep</b>.", "role": "both", "space": "MNI152NLin6Asym", "tasks": ["rest"]}
-    cohort |= {"source": "fmriprep", "already_done": {}, "confounds": ["age"]}
+    cohort |= {"source": "fmriprep", "fitted_on": None, "already_done": {}, "confounds": ["age"]}
     cohort["phenotypes"] = {"sex": {"type": "classification", "bins": None}}
     return {"simulated": simulated, "cohorts": {"study": cohort | keys}}
 

@@ -259,3 +259,77 @@ def test_a_denoising_strategy_that_is_none(tmp_path, name):
     write_config(tmp_path, {"study": derivatives(tmp_path / "data")}, parcellate={"denoising": name})
     with pytest.raises(UserError, match=rf"key 'parcellate.denoising': .*'{name}': expected one of 24P, 24P\+aco"):
         check_files(load_settings(yaml.safe_load((tmp_path / "config.yaml").read_text())))
+
+
+def test_dry_run_of_a_cohort_for_testing_only(tmp_path):
+    """Nothing is trained or fitted on it; its splits and rows need the other cohort's."""
+    for cohort, count in (("one", 3), ("two", 2)):
+        for number in range(count):
+            derivative(tmp_path / cohort, f"sub-{number:02d}_task-rest")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tsex\n00\tF\n01\tM\n02\tF\n")
+    keys = {"participants": {"path": str(table)}, "phenotypes": PHENOTYPES}
+    fitted = derivatives(tmp_path / "one", **keys)
+    tested = derivatives(tmp_path / "two", **keys, role="test", fitted_on="one")
+    write_config(tmp_path, {"one": fitted, "two": tested})
+    jobs = dry_run(tmp_path)
+    assert jobs["splits"] == jobs["tables"] == 2
+    assert jobs["pretrain"] == 2
+    assert jobs["embed"] == 4
+    assert jobs["figures_of_probes"] == 2 + 1, "random, leave-site-out of one; transfer of two"
+    reasons = snakemake(tmp_path, "--dry-run", "--printshellcmds").stdout
+    training = next(line for line in reasons.splitlines() if "semantoks.launch" in line)
+    assert "results/one/shards" in training
+    assert "results/two/shards" not in training
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"role": "test"}, "two: key 'fitted_on': expected one of the cohorts that are probed"),
+        ({"role": "test", "fitted_on": "three"}, "found three; name the one whose models are tested on this cohort"),
+        ({"fitted_on": "one"}, "two: key 'fitted_on': expected with role test only, found role both"),
+        (
+            {"role": "test", "fitted_on": "one", "phenotypes": {}},
+            "two: key 'phenotypes': expected some of those of one",
+        ),
+        (
+            {"role": "test", "fitted_on": "one", "phenotypes": {"sex": {"column": "sex", "type": "regression"}}},
+            "two: key 'phenotypes.sex': expected a phenotype of one with its type and bins, found regression",
+        ),
+    ],
+)
+def test_a_cohort_for_testing_that_is_not_described(tmp_path, changes, message):
+    for cohort in ("one", "two"):
+        derivative(tmp_path / cohort, "sub-00_task-rest")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tsex\n00\tF\n01\tM\n")
+    keys = {"participants": {"path": str(table)}, "phenotypes": PHENOTYPES}
+    write_config(
+        tmp_path, {"one": derivatives(tmp_path / "one", **keys), "two": derivatives(tmp_path / "two", **keys | changes)}
+    )
+    result = snakemake(tmp_path, "--dry-run")
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_dry_run_of_encoders_that_take_turns(tmp_path):
+    for cohort in ("all", "east", "west"):
+        derivative(tmp_path / cohort, "sub-00_task-rest")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tsex\n00\tF\n01\tM\n")
+    keys = {"participants": {"path": str(table)}, "phenotypes": PHENOTYPES, "role": "probe"}
+    sources = {"all": derivatives(tmp_path / "all", **keys)}
+    sources |= {name: derivatives(tmp_path / name, role="pretrain") for name in ("east", "west")}
+    one = {"preset": "tiny", "seeds": [0, 1], "random_seeds": []}
+    encoders = {"no-east": {**one, "cohorts": ["west"]}, "no-west": {**one, "cohorts": ["east"]}}
+    further = {"pretrain": {"encoders": encoders}, "probe": {"inductive": {"turns": ["no-east", "no-west"]}}}
+    write_config(tmp_path, sources, **further)
+    jobs = dry_run(tmp_path)
+    references = config_schema()["properties"]["probe"]["properties"]["rows"]["default"]
+    assert jobs["probe"] == len(references) + 4 + 2
+    wrong = {"probe": {"inductive": {"turns": ["no-east", "no-north"]}}}
+    write_config(tmp_path, sources, **further | wrong)
+    assert (
+        "expected some of the encoders ['no-east', 'no-west'], found ['no-north']" in snakemake(tmp_path, "-n").stderr
+    )

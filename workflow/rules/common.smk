@@ -70,7 +70,7 @@ wildcard_constraints:
     encoder=r"[A-Za-z0-9-]+_seed-\d+",
     row=r"[A-Za-z][A-Za-z0-9-]*(_seed-\d+)?",
     participant=r"sub-[A-Za-z0-9+]+(_ses-[A-Za-z0-9+]+)?",
-    protocol="random|leave-site-out|given",
+    protocol="random|leave-site-out|given|transfer",
     network=r"bnt|windows|(finetuned|lora)-[A-Za-z0-9-]+_seed-\d+",
 
 
@@ -184,68 +184,151 @@ def parcellate_module(wildcards):
     return "import_timeseries" if settings.cohort(wildcards.cohort).imports_timeseries else "parcellate"
 
 
+def fitted_on(cohort):
+    """The cohort whose models are tested on a cohort that is for testing only; None for any other."""
+    name = settings.cohort(cohort).settings["fitted_on"]
+    return None if name is None else settings.cohort(name)
+
+
+def study(cohort):
+    """Names of the cohorts whose participants are in the splits of a cohort."""
+    other = fitted_on(cohort)
+    return [cohort] if other is None else [cohort, other.name]
+
+
+def cohort_settings(wildcards, row=None, **sections):
+    """What probes need to know of a cohort, and of the one whose models are tested on it."""
+    other = fitted_on(wildcards.cohort)
+    if other is not None:
+        sections["fitted_on"] = json.loads(other.probe_json(**own_features(other.name, row)))
+    return settings.cohort(wildcards.cohort).probe_json(**own_features(wildcards.cohort, row), **sections)
+
+
 def probe_settings(wildcards):
     """What decides about a row; which other rows there are does not."""
-    section = {key: value for key, value in settings.section("probe").items() if key != "rows"}
-    own = own_features(wildcards)
+    section = {key: value for key, value in settings.section("probe").items() if key not in ("rows", "inductive")}
     section["split_file"] = settings.cohort(wildcards.cohort).settings["split_file"]
-    further = {"features": own} if own else {}
-    return settings.cohort(wildcards.cohort).probe_json(probe=section, **further)
+    return cohort_settings(wildcards, getattr(wildcards, "row", None), probe=section)
 
 
-def own_features(wildcards):
-    """The user's table behind a row, by name; empty for any other row."""
-    features = settings.cohort(wildcards.cohort).settings["features"]
-    return {name: table for name, table in features.items() if name == getattr(wildcards, "row", None)}
+def own_features(cohort, row):
+    """The user's table behind a row, as a section of settings; empty for any other row."""
+    table = settings.cohort(cohort).settings["features"].get(row)
+    return {} if table is None else {"features": {row: table}}
 
 
 def split_file(wildcards):
     return settings.cohort(wildcards.cohort).settings["split_file"] or []
 
 
+def probe_protocols(cohort):
+    """Ways in which a cohort is divided, or the one in which it is tested."""
+    if fitted_on(cohort) is not None:
+        return ["transfer"]
+    return list(settings.section("probe")["protocols"]) + ["given"] * bool(
+        settings.cohort(cohort).settings["split_file"]
+    )
+
+
 def probe_figures(cohort):
     """Figures of a cohort's probes, one per protocol."""
-    protocols = list(settings.section("probe")["protocols"])
-    protocols += ["given"] if settings.cohort(cohort).settings["split_file"] else []
-    return expand(RESULTS / "figures" / f"{cohort}_probes_{{protocol}}.png", protocol=protocols)
+    return expand(RESULTS / "figures" / f"{cohort}_probes_{{protocol}}.png", protocol=probe_protocols(cohort))
 
 
 def own_feature_files(wildcards):
-    return [table["path"] for table in own_features(wildcards).values()]
+    sections = [own_features(cohort, wildcards.row) for cohort in study(wildcards.cohort)]
+    return [section["features"][wildcards.row]["path"] for section in sections if section]
 
 
 def participants_table(wildcards):
     """A changed label reruns the probes, not what comes before them."""
-    return (settings.cohort(wildcards.cohort).settings["participants"] or {}).get("path", [])
+    tables = [settings.cohort(cohort).settings["participants"] for cohort in study(wildcards.cohort)]
+    return [table["path"] for table in tables if table]
 
 
 def cohort_shards(wildcards):
     return of_batches("{cohort}/shards/{batch}.parquet", wildcards.cohort)
 
 
+def fitted_shards(wildcards):
+    other = fitted_on(wildcards.cohort)
+    return [] if other is None else of_batches("{cohort}/shards/{batch}.parquet", other.name)
+
+
+def fitted_splits(wildcards):
+    other = fitted_on(wildcards.cohort)
+    return [] if other is None else [RESULTS / other.name / "splits.parquet"]
+
+
+def study_shards(wildcards):
+    """Shards of all participants of the splits."""
+    return [*cohort_shards(wildcards), *fitted_shards(wildcards)]
+
+
+def confound_files(wildcards):
+    """Motion of all participants of the splits, for the row of confounds."""
+    wanted = study(wildcards.cohort) if wildcards.row == "confounds" else []
+    return [path for cohort in wanted for path in of_batches("{cohort}/qc/{batch}.parquet", cohort)]
+
+
+def row_encoders(row):
+    """Full names of the encoders behind a row: itself, or those that take turns in it; none for references."""
+    if row in settings.encoders:
+        return [row]
+    name, _, seed = row.rpartition("_seed-")
+    return [f"{encoder}_seed-{seed}" for encoder in settings.section("probe")["inductive"].get(name, [])]
+
+
 def foreign_pretraining(wildcards):
-    """Shards of other cohorts that a row's encoder was pretrained on: compared with the cohort's own by content."""
-    encoder = settings.encoders.get(wildcards.row)
-    cohorts = [] if encoder is None or encoder.untrained else encoder.cohorts
+    """Shards of other cohorts that a row's encoders were pretrained on: compared with the cohort's own by content."""
+    trained = [settings.encoder(name) for name in row_encoders(wildcards.row)]
+    cohorts = dict.fromkeys(cohort for encoder in trained if not encoder.untrained for cohort in encoder.cohorts)
     others = [cohort for cohort in cohorts if cohort != wildcards.cohort]
     return [shard for cohort in others for shard in of_batches("{cohort}/shards/{batch}.parquet", cohort)]
 
 
+def is_connectivity(row):
+    return row.split("-")[0] == "fc"
+
+
 def probe_shards(wildcards):
     """A row's own time series: for connectivity, and for the comparison with pretraining."""
-    needed = wildcards.row.split("-")[0] == "fc" or foreign_pretraining(wildcards)
-    return cohort_shards(wildcards) if needed else []
+    return cohort_shards(wildcards) if is_connectivity(wildcards.row) or foreign_pretraining(wildcards) else []
+
+
+def probe_fitted_shards(wildcards):
+    return fitted_shards(wildcards) if is_connectivity(wildcards.row) else []
 
 
 def row_embeddings(wildcards):
-    if wildcards.row not in settings.encoders:
-        return []
-    return [RESULTS / wildcards.cohort / "embeddings" / f"{wildcards.row}.parquet"]
+    return expand(
+        RESULTS / "{cohort}" / "embeddings" / "{encoder}.parquet",
+        cohort=study(wildcards.cohort),
+        encoder=row_encoders(wildcards.row),
+    )
 
 
 def probe_rows(cohort):
-    """Rows of a cohort's table: references, the user's own features, every encoder."""
-    return [*settings.section("probe")["rows"], *settings.cohort(cohort).settings["features"], *settings.encoders]
+    """Rows of a cohort's table: references, the user's own features, every encoder, encoders that take turns."""
+    references = list(settings.section("probe")["rows"])
+    if fitted_on(cohort) is not None and "fc-combat" in references:
+        # ComBat has no estimate for a site that nobody was fitted on.
+        references.remove("fc-combat")
+    return [*references, *settings.cohort(cohort).settings["features"], *settings.encoders, *inductive_rows(cohort)]
+
+
+def inductive_rows(cohort):
+    """Encoders that take turns over the held-out sites, one row per seed that all of them have."""
+    if "leave-site-out" not in probe_protocols(cohort):
+        return []
+    rows = []
+    for name, encoders in settings.section("probe")["inductive"].items():
+        seeds = [
+            {one.seed for one in settings.encoders.values() if one.name == f"{encoder}_seed-{one.seed}"}
+            for encoder in encoders
+        ]
+        rows += [f"{name}_seed-{seed}" for seed in sorted(set.intersection(*seeds))]
+    return rows
 
 
 def cohort_probes(wildcards):
@@ -269,7 +352,7 @@ def supervised_weights(wildcards):
 
 def supervised_settings(wildcards):
     section = {key: value for key, value in settings.section("supervised").items() if key not in ("models", "encoders")}
-    return settings.cohort(wildcards.cohort).probe_json(supervised=section)
+    return cohort_settings(wildcards, supervised=section)
 
 
 def cohort_permutations(wildcards):

@@ -4,6 +4,8 @@ rule splits:
         quality=lambda wildcards: accepted([wildcards.cohort]),
         participants=participants_table,
         given=split_file,
+        fitted_splits=fitted_splits,
+        fitted_shards=fitted_shards,
     output:
         RESULTS / "{cohort}" / "splits.parquet",
     log:
@@ -15,9 +17,11 @@ rule splits:
     params:
         settings=probe_settings,
         code=code_version("splits"),
+        fitted_splits=lambda wildcards, input: as_arguments("--fitted-splits", input.fitted_splits),
+        fitted_shards=lambda wildcards, input: as_arguments("--fitted-shards", input.fitted_shards),
     shell:
-        "OMP_NUM_THREADS={threads} python -m semantoks.splits --settings {params.settings:q} --shards {input.shards:q} --output {output:q}"
-        " > {log:q} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m semantoks.splits --settings {params.settings:q} --shards {input.shards:q}"
+        " {params.fitted_splits} {params.fitted_shards} --output {output:q} > {log:q} 2>&1"
 
 
 rule probe:
@@ -27,12 +31,9 @@ rule probe:
         embeddings=row_embeddings,
         features=own_feature_files,
         shards=probe_shards,
+        fitted_shards=probe_fitted_shards,
         pretrain_shards=foreign_pretraining,
-        qc=branch(
-            lambda wildcards: wildcards.row == "confounds",
-            then=lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),
-            otherwise=[],
-        ),
+        qc=confound_files,
     output:
         predictions=RESULTS / "{cohort}" / "probes" / "{row}.parquet",
         permutations=RESULTS / "{cohort}" / "permutations" / "{row}.parquet",
@@ -52,9 +53,10 @@ rule probe:
         code=code_version("probe"),
         embeddings=lambda wildcards, input: as_arguments("--embeddings", input.embeddings),
         shards=lambda wildcards, input: as_arguments("--shards", input.shards),
+        fitted_shards=lambda wildcards, input: as_arguments("--fitted-shards", input.fitted_shards),
         pretrain_shards=lambda wildcards, input: as_arguments("--pretrain-shards", input.pretrain_shards),
         qc=lambda wildcards, input: as_arguments("--qc", input.qc),
     shell:
         "OMP_NUM_THREADS={threads} python -m semantoks.probe --settings {params.settings:q} --row {wildcards.row} --splits {input.splits:q}"
-        " {params.embeddings} {params.shards} {params.pretrain_shards} {params.qc} --output {output.predictions:q}"
+        " {params.embeddings} {params.shards} {params.fitted_shards} {params.pretrain_shards} {params.qc} --output {output.predictions:q}"
         " --permutations {output.permutations:q} > {log:q} 2>&1"

@@ -2,6 +2,7 @@
 REPORT_KEYS = [
     "description",
     "role",
+    "fitted_on",
     "space",
     "tasks",
     "already_done",

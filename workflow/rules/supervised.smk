@@ -2,7 +2,7 @@ rule supervised:
     input:
         splits=rules.splits.output,
         participants=participants_table,
-        shards=cohort_shards,
+        shards=study_shards,
         weights=supervised_weights,
     output:
         RESULTS / "{cohort}" / "supervised" / "{network}.parquet",

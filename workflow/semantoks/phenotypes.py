@@ -55,6 +55,7 @@ class Cohort:
 
     participants: Mapping[str, Any]
     phenotypes: Mapping[str, Phenotype]
+    name: str = ""
     site_column: str | None = None
     site_group: Mapping[str, str] = field(default_factory=dict)
     family_column: str | None = None
@@ -66,6 +67,7 @@ class Cohort:
         described = settings["phenotypes"]
         return cls(
             participants=settings["participants"],
+            name=settings["name"],
             phenotypes={name: Phenotype(name=name, **keys) for name, keys in described.items()},
             site_column=settings.get("site_column"),
             site_group=settings.get("site_group") or {},

@@ -12,32 +12,24 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from semantoks.baselines.confounds import make_confounds, make_covariates
-from semantoks.baselines.connectivity import read_connectivity
-from semantoks.baselines.feature_table import FeatureTable, read_feature_table
-from semantoks.baselines.features import CropFeatures, Features, read_embeddings
+from semantoks.baselines.feature_table import FeatureTable
+from semantoks.baselines.features import CropFeatures, Features
 from semantoks.baselines.linear import fit, principal_scores, tune
-from semantoks.baselines.overlap import seen_by_content
-from semantoks.baselines.permutation import LEAVE_SITE_OUT, null_values, permute, permuted_orders
-from semantoks.baselines.prediction_rows import Origin, describe, people_of, rows_of, with_key
-from semantoks.baselines.tasks import Permuted, Prediction, Task, read_tasks
+from semantoks.baselines.permutation import null_values, permute, permuted_orders
+from semantoks.baselines.prediction_rows import Origin, rows_of, with_key
+from semantoks.baselines.row_features import COMBAT, CONFOUNDS, FROM_SHARDS, KERNEL, MAJORITY, read_features
+from semantoks.baselines.study import Study
+from semantoks.baselines.tasks import Permuted, Prediction, Task, read_tasks, split_participants, tested_cohort
 from semantoks.errors import UserError, run_command
-from semantoks.files import provenance, read_metadata, read_table, read_tables, write_table
-from semantoks.phenotypes import Cohort, read_participants, sites
+from semantoks.files import provenance, read_metadata, write_table
+from semantoks.protocols import LEAVE_SITE_OUT, TRANSFER
 
-MAJORITY = "majority"
-CONFOUNDS = "confounds"
-CONNECTIVITY = "fc"
-KERNEL, TANGENT, POWER, COMBAT = "fc-kernel", "fc-tangent", "fc-power", "fc-combat"
-FROM_SHARDS = (CONNECTIVITY, KERNEL, TANGENT, POWER, COMBAT)
-"""Rows that are computed from the time series of the shards."""
 PUBLISHED = "published"
 SOLVED = ("logistic", "ridge")
 
@@ -131,98 +123,61 @@ def predict_row(
     yield from predict_solved(features, tasks, [head for head in SOLVED if head in settings["heads"]], settings, orders)
 
 
-def read_mean_fd(qc: Sequence[str]) -> pd.Series | None:
-    """Mean framewise displacement [mm] of each participant, averaged over usable recordings; None without QC files."""
-    if not qc:
-        return None
-    table = read_tables(qc, ["participant_id", "mean_fd", "exclude_reason"])
-    table = table[table["exclude_reason"].isna()]
-    return table.groupby("participant_id")["mean_fd"].mean()
+def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """All predictions of one row, its metrics under permuted labels, and what belongs into the metadata."""
+    settings = arguments.settings["probe"]
+    study = Study.read(arguments.settings)
+    alternatives = read_features(arguments, study)
+    participants = alternatives[0].participants if alternatives else split_participants(arguments.splits)
+    people = study.people(participants)
+    tasks = read_tasks(arguments.splits, study, participants)
+    if arguments.row == COMBAT:
+        tasks = with_known_sites(tasks)
+    orders = LabelOrders(tasks, people, settings)
+    row = arguments.row.split("_seed-")[0]
+    rows, permuted = [], Nulls(people["site_group"].to_numpy())
+    for features, own in turns(arguments.row, alternatives, tasks):
+        predictions = predict_row(features, own, settings, device, orders)
+        origin = origin_of(features)
+        for head, task, made in tqdm(predictions, desc=arguments.row, unit="fit", disable=None):
+            rows.append(rows_of(row if features is None else f"{row}-{head}", head, origin, task, made, people))
+            permuted.add(rows[-1]["row"].iloc[0], task, made.permuted)
+    cohort = tested_cohort(arguments.splits)
+    nulls = permuted.table()
+    nulls.insert(0, "cohort", cohort)
+    nulls.insert(2, "pretrain_seed", pd.Series(rows[-1]["pretrain_seed"].iloc[0], index=nulls.index, dtype="Int64"))
+    return with_key(pd.concat(rows), cohort), nulls, study.describe()
 
 
-def read_features(arguments: argparse.Namespace, cohort: Cohort, table: pd.DataFrame) -> Features | None:
-    """The features that ``--row`` names.
+def turns(
+    row: str, alternatives: Sequence[Features], tasks: Sequence[Task]
+) -> Iterator[tuple[Features | None, list[Task]]]:
+    """Which features predict which tasks: of several encoders the first whose pretraining saw nobody who is tested.
 
     Raises
     ------
     UserError
-        When the file that they need is not given.
+        When there are several encoders and each has seen somebody in every test part.
     """
-    if arguments.row in (MAJORITY, CONFOUNDS):
-        if arguments.row == MAJORITY:
-            return None
-        tested = set(read_table(arguments.splits, ["participant_id"])["participant_id"])
-        return make_confounds(cohort, table, sorted(tested), read_mean_fd(arguments.qc))
-    if arguments.row in FROM_SHARDS:
-        if not arguments.shards:
-            raise UserError(f"--row {arguments.row} needs --shards, found none; give the cohort's shards")
-        return read_from_shards(arguments, cohort, table)
-    own = arguments.settings.get("features") or {}
-    if arguments.row in own:
-        return read_feature_table(arguments.row, own[arguments.row])
-    if not arguments.embeddings:
+    if len(alternatives) < 2:
+        yield (alternatives[0] if alternatives else None), list(tasks)
+        return
+    left = list(tasks)
+    for features in alternatives:
+        assert isinstance(features, CropFeatures)
+        names = features.participants
+        own = [task for task in left if not features.seen.intersection(names[number] for number in task.test)]
+        left = [task for task in left if task not in own]
+        if own:
+            yield features, own
+    if len(left) == len(tasks):
         raise UserError(
-            f"--row {arguments.row}: expected {MAJORITY}, {CONFOUNDS}, {', '.join(FROM_SHARDS)}, a table under "
-            "features of the cohort file, or an encoder's name together with --embeddings; give its embeddings or "
-            "correct the name"
+            f"--row {row}: expected encoders whose pretraining left out the participants of some test part, found that "
+            "each saw somebody in every one; list encoders that were pretrained without one group of sites each"
         )
-    features = read_embeddings(arguments.embeddings)
-    same = seen_by_content(arguments.shards, arguments.pretrain_shards)
-    for participant, (recording, value) in sorted(same.items()):
-        print(f"{participant}: pretraining saw the same content as {recording} (FC r {value:.3f})", file=sys.stderr)
-    return replace(features, seen=features.seen | set(same))
-
-
-def read_from_shards(arguments: argparse.Namespace, cohort: Cohort, table: pd.DataFrame) -> Features:
-    """Functional connectivity in the form that ``--row`` names."""
-    settings = arguments.settings["probe"]
-    share = settings["roi_valid_share"]
-    if arguments.row == CONNECTIVITY:
-        return read_connectivity(arguments.shards, share)
-    if arguments.row == COMBAT:
-        # Here, as for the rows below, because what they import outlasts the plain row.
-        from semantoks.baselines.combat import HarmonisedConnectivity
-
-        connectivity = read_connectivity(arguments.shards, share)
-        if cohort.site_column is None:
-            raise UserError(f"--row {COMBAT}: ComBat needs sites; set site_column in the cohort file")
-        site = sites(cohort, table).reindex(connectivity.participants).to_numpy(dtype=object)
-        covariates = make_covariates(cohort, table, connectivity.participants)
-        return HarmonisedConnectivity(COMBAT, connectivity, site, covariates)
-    from semantoks.baselines.connectivity_rows import KernelConnectivity, power_edges, read_tangent
-
-    if arguments.row == TANGENT:
-        return read_tangent(arguments.shards, share)
-    if arguments.row == KERNEL:
-        return KernelConnectivity(KERNEL, read_connectivity(arguments.shards, share))
-    return read_connectivity(arguments.shards, share, power_edges(settings["power"]), POWER)
-
-
-def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """All predictions of one row, its metrics under permuted labels, and what belongs into the metadata."""
-    cohort = Cohort.from_settings(arguments.settings)
-    settings = arguments.settings["probe"]
-    table = read_participants(cohort)
-    features = read_features(arguments, cohort, table)
-    splits = read_table(arguments.splits, ["cohort", "participant_id"])
-    participants = sorted(set(splits["participant_id"])) if features is None else features.participants
-    people = people_of(cohort, table, participants)
-    tasks = read_tasks(arguments.splits, cohort, table, participants)
-    if arguments.row == COMBAT:
-        tasks = without_held_out_sites(tasks)
-    row = arguments.row.split("_seed-")[0]
-    origin = origin_of(features)
-    predictions = predict_row(features, tasks, settings, device, LabelOrders(tasks, people, settings))
-    rows, permuted = [], Nulls(people["site_group"].to_numpy())
-    for head, task, made in tqdm(predictions, desc=arguments.row, unit="fit", disable=None):
-        rows.append(rows_of(row if features is None else f"{row}-{head}", head, origin, task, made, people))
-        permuted.add(rows[-1]["row"].iloc[0], task, made.permuted)
-    table_of_rows = pd.concat(rows)
-    cohort_name = str(splits["cohort"].iloc[0])
-    nulls = permuted.table()
-    nulls.insert(0, "cohort", cohort_name)
-    nulls.insert(2, "pretrain_seed", pd.Series(origin.seed, index=nulls.index, dtype="Int64"))
-    return with_key(table_of_rows, cohort_name), nulls, describe(cohort, table)
+    if left:
+        without = sorted({task.protocol for task in left})
+        print(f"{row}: {len(left)} splits ({', '.join(without)}) were seen by every encoder, left out", file=sys.stderr)
 
 
 def origin_of(features: Features | None) -> Origin:
@@ -253,15 +208,15 @@ class Nulls:
                 row=row, phenotype=phenotype, protocol=protocol
             )
             for (row, phenotype, protocol), made in sorted(self.made.items())
-            for metric, values in null_values(protocol, made, self.site).items()
+            for metric, values in null_values(made, self.site).items()
         ]
         columns = ["row", "phenotype", "protocol", "metric", "permutation", "value"]
         return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
-def without_held_out_sites(tasks: Sequence[Task]) -> list[Task]:
+def with_known_sites(tasks: Sequence[Task]) -> list[Task]:
     """The tasks in which ComBat is defined: a site that nobody was fitted on has no estimate."""
-    kept = [task for task in tasks if task.protocol != LEAVE_SITE_OUT]
+    kept = [task for task in tasks if task.protocol not in (LEAVE_SITE_OUT, TRANSFER)]
     message = f"{COMBAT}: leave-site-out is left out, because ComBat has no estimate for a site it was not fitted on"
     if not kept:
         raise UserError(f"{message}; add random to probe.protocols or take {COMBAT} out of probe.rows")
@@ -270,14 +225,35 @@ def without_held_out_sites(tasks: Sequence[Task]) -> list[Task]:
     return kept
 
 
+def input_files(arguments: argparse.Namespace) -> list[str]:
+    """What the command line names."""
+    lists = (arguments.embeddings, arguments.shards, arguments.fitted_shards, arguments.pretrain_shards, arguments.qc)
+    return [arguments.splits, *(path for paths in lists for path in paths)]
+
+
+def own_files(settings: Mapping[str, Any], row: str) -> list[str]:
+    """What the settings name: participants tables, and the user's table behind the row."""
+    files = []
+    for described in filter(None, (settings, settings.get("fitted_on"))):
+        table = (described.get("features") or {}).get(row)
+        files += [described["participants"]["path"], *([table["path"]] if table else [])]
+    return files
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: one row of the probe table."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.probe", description=__doc__)
     parser.add_argument("--settings", required=True, type=json.loads, help="cohort's participants and section probe")
     parser.add_argument("--row", required=True, help=f"{MAJORITY}, {CONFOUNDS}, {', '.join(FROM_SHARDS)}, or a name")
     parser.add_argument("--splits", required=True, help="splits.parquet of the cohort")
-    parser.add_argument("--embeddings", help="embeddings of the encoder")
+    parser.add_argument(
+        "--embeddings",
+        nargs="+",
+        default=[],
+        help="embeddings of the encoder; of several, each predicts what it has not seen",
+    )
     parser.add_argument("--shards", nargs="+", default=[], help="the cohort's shards, for fc")
+    parser.add_argument("--fitted-shards", nargs="+", default=[], help="shards of the cohort that models are fitted on")
     parser.add_argument(
         "--pretrain-shards", nargs="+", default=[], help="shards of other cohorts that the encoder was pretrained on"
     )
@@ -288,9 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     began = time.perf_counter()
     rows, permuted, about = probe_row(arguments, arguments.device)
-    files = [arguments.splits, arguments.embeddings, *arguments.shards, *arguments.pretrain_shards, *arguments.qc]
-    own = (arguments.settings.get("features") or {}).get(arguments.row, {}).get("path")
-    inputs = [arguments.settings["participants"]["path"], *filter(None, [*files, own])]
+    inputs = [*input_files(arguments), *own_files(arguments.settings, arguments.row)]
     about |= {"cohort": rows["cohort"].iloc[0], "splits": read_metadata(arguments.splits)["settings"]["probe"]}
     write_table(arguments.output, rows, provenance("probe", arguments.settings, inputs, **about))
     if arguments.permutations:

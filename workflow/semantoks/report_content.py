@@ -196,7 +196,10 @@ def near_identical(inputs: Inputs) -> dict[str, int] | None:
 def splits_of(path: Path) -> dict[str, Any]:
     """Participants and splits of every phenotype and protocol, and how many participants stand in one table only."""
     about = read_metadata(path)
-    table = read_table(path, ["participant_id", "phenotype", "protocol", "repetition", "fold"])
+    table = read_table(path, ["cohort", "participant_id", "phenotype", "protocol", "repetition", "fold", "part"])
+    if table["cohort"].nunique() > 1:
+        # Models of another cohort: here are only those who are tested.
+        table = table[table["part"] == "test"]
     rows = []
     for (phenotype, protocol), part in table.groupby(["phenotype", "protocol"], sort=True):
         rows.append(
@@ -209,7 +212,8 @@ def splits_of(path: Path) -> dict[str, Any]:
             }
         )
     unmatched = {kind: len(names) for kind, names in about["unmatched"].items()}
-    return {"rows": rows, "participants": about["n_participants"], "unmatched": unmatched}
+    left_out = len(about.get("left_out_as_fitted_on") or [])
+    return {"rows": rows, "participants": about["n_participants"], "unmatched": unmatched, "left_out": left_out}
 
 
 def network_rows(networks: pd.DataFrame) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from semantoks.errors import UserError
 from semantoks.metrics import METRICS, SITE_METRIC, SMALLER_IS_BETTER, site_mean, within_site
+from semantoks.protocols import GIVEN, LEAVE_SITE_OUT, RANDOM, TRANSFER
 from semantoks.statistics import (
     SiteResamples,
     bootstrap_p,
@@ -25,7 +26,6 @@ from semantoks.statistics import (
 )
 
 Floats = npt.NDArray[np.float64]
-LEAVE_SITE_OUT, GIVEN = "leave-site-out", "given"
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ class RandomSplits:
     def p(self, row: Summary, other: Summary, better: int) -> float:
         """P of the difference to another row (corrected t-test): two-sided, or, with ``better`` ±1, of that sign."""
         first = self.task.repetitions
-        if self.task.protocol == GIVEN and len(first) == 1:
-            # One split has no variance over splits: participants are resampled, given the trained models.
+        if self.task.protocol == TRANSFER or (self.task.protocol == GIVEN and len(first) == 1):
+            # Always the same participants: they are resampled, given the trained models.
             return bootstrap_p((row.draws - other.draws) * (better or 1), greater=bool(better))
         train, test = (float(np.mean([getattr(r, name) for r in first])) for name in ("n_train", "n_test"))
         made = nadeau_bengio((row.values - other.values) * (better or 1), train, test)
@@ -208,7 +208,11 @@ class RandomSplits:
 
 
 class HeldOutSites:
-    """Summaries of a task under leave-site-out: sites are resampled, then participants (or families) within them."""
+    """Summaries of a task at new sites: sites are resampled, then participants (or families) within them.
+
+    Under leave-site-out there is one repetition; models of another cohort's random splits are as many, all tested on
+    the same participants.
+    """
 
     def __init__(self, task: TaskScores, draws: int) -> None:
         self.task = task
@@ -226,19 +230,22 @@ class HeldOutSites:
         return [SITE_METRIC[self.task.kind], *METRICS[self.task.kind]]
 
     def summary(self, metric: str, row: Row) -> Summary:
-        """A metric of a row, averaged over pretraining seeds."""
-        values, draws = [], []
-        for (scores,) in row.scores:
-            if metric == SITE_METRIC[self.task.kind]:
-                values.append(site_mean(self.task.kind, self.repetition.y_true, scores, self.site))
-                pools = zip(self.resamples.rows, self.resamples.pool, strict=True)
-                drawn = [self._site(rows, scores, pool) for rows, pool in pools]
-                draws.append(self.resamples.mean([v for v, _ in drawn], [w for _, w in drawn]))
-            else:
-                compute = METRICS[self.task.kind][metric]
-                values.append(compute(self.repetition.y_true, scores, np.ones((1, len(scores))))[0])
-                draws.append(compute(self.repetition.y_true, scores, self.weights))
-        return Summary(np.array([np.mean(values)]), np.mean(draws, axis=0), np.array(values))
+        """A metric of a row, averaged over pretraining seeds within each repetition."""
+        made = [[self._value(metric, scores) for scores in seed] for seed in row.scores]
+        table = np.array([[value for value, _ in seed] for seed in made])
+        draws = np.mean([draw for seed in made for _, draw in seed], axis=0)
+        return Summary(table.mean(axis=0), draws, table.mean(axis=1))
+
+    def _value(self, metric: str, scores: Floats) -> tuple[float, Floats]:
+        """A metric of one model's scores, and its bootstrap draws."""
+        y_true = self.repetition.y_true
+        if metric == SITE_METRIC[self.task.kind]:
+            pools = zip(self.resamples.rows, self.resamples.pool, strict=True)
+            drawn = [self._site(rows, scores, pool) for rows, pool in pools]
+            value = site_mean(self.task.kind, y_true, scores, self.site)
+            return value, self.resamples.mean([v for v, _ in drawn], [w for _, w in drawn])
+        compute = METRICS[self.task.kind][metric]
+        return compute(y_true, scores, np.ones((1, len(scores))))[0], compute(y_true, scores, self.weights)
 
     def _site(self, rows: npt.NDArray[np.intp], scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
         return within_site(self.task.kind, self.repetition.y_true[rows], scores[rows], weights)
@@ -248,15 +255,21 @@ class HeldOutSites:
         return bootstrap_p((row.draws - other.draws) * (better or 1), greater=bool(better))
 
     def by_site(self, row: Row) -> Iterator[dict[str, Any]]:
-        """Each site's own value, averaged over pretraining seeds; NaN where it is not defined (one class)."""
+        """Each site's own value, averaged over seeds and repetitions; NaN where it is not defined (one class)."""
         for rows in self.resamples.rows:
-            values = [self._site(rows, scores, np.ones((1, len(rows))))[0][0] for (scores,) in row.scores]
+            one = np.ones((1, len(rows)))
+            values = [self._site(rows, scores, one)[0][0] for seed in row.scores for scores in seed]
             yield {"site_group": self.site[rows[0]], "value": float(np.mean(values)), "n": len(rows)}
 
 
 def summarise(task: TaskScores, draws: int) -> RandomSplits | HeldOutSites:
-    """The protocol's way of summarising a task."""
-    return HeldOutSites(task, draws) if task.protocol == LEAVE_SITE_OUT else RandomSplits(task, draws)
+    """The protocol's way of summarising a task: by sites where whole sites are new to the models."""
+    several = (
+        task.protocol == TRANSFER
+        and task.people["site_group"].nunique() > 1
+        and task.people["site_group"].notna().all()
+    )
+    return HeldOutSites(task, draws) if task.protocol == LEAVE_SITE_OUT or several else RandomSplits(task, draws)
 
 
 def null_draws(permuted: pd.DataFrame | None) -> dict[tuple[str, ...], Floats]:
@@ -283,7 +296,8 @@ def score_task(
     nulls : metrics under permuted labels, where labels were permuted (:func:`null_draws`).
     """
     protocol = summarise(task, settings["draws"])
-    primary = settings["primary"].get(task.protocol, settings["primary"]["random"])[task.kind]
+    like = LEAVE_SITE_OUT if isinstance(protocol, HeldOutSites) else RANDOM
+    primary = settings["primary"][like][task.kind]
     reference = settings["reference"][task.kind]
     names = [row.name for row in task.rows]
     if reference not in names:
@@ -328,16 +342,24 @@ def score_task(
             records.append(record)
     sites = []
     if isinstance(protocol, HeldOutSites):
-        named = {"cohort": task.cohort, "phenotype": task.phenotype, "metric": SITE_METRIC[task.kind]}
-        sites = [{**named, "row": row.name, **site} for row in task.rows for site in protocol.by_site(row)]
+        named = {"cohort": task.cohort, "protocol": task.protocol, "phenotype": task.phenotype}
+        sites = list(_site_records(protocol, named | {"metric": SITE_METRIC[task.kind]}, reference))
     return records, sites
+
+
+def _site_records(protocol: HeldOutSites, named: Mapping[str, str], reference: str) -> Iterator[dict[str, Any]]:
+    """Every row's value at every site, and how much it is above the reference row's there."""
+    values = {row.name: list(protocol.by_site(row)) for row in protocol.task.rows}
+    for row, sites in values.items():
+        for site, other in zip(sites, values[reference], strict=True):
+            yield {**named, "row": row, **site, "difference": site["value"] - other["value"]}
 
 
 def _test_name(permuted: bool, task: TaskScores) -> str:
     if permuted:
         return "permutation"
     one_split = task.protocol == GIVEN and len(task.repetitions) == 1
-    return "bootstrap" if one_split or task.protocol == LEAVE_SITE_OUT else "corrected t-test"
+    return "bootstrap" if one_split or task.protocol in (LEAVE_SITE_OUT, TRANSFER) else "corrected t-test"
 
 
 def score_tables(

@@ -39,6 +39,9 @@ FMRIPREP_KEYS = (
 PROBE_KEYS = ("participants", "phenotypes", "site_column", "site_group", "family_column", "confounds")
 """Keys of a cohort that decide about what is predicted."""
 
+TEST = "test"
+"""Role of a cohort on which the models of another one are tested."""
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -158,7 +161,8 @@ class Settings:
     @property
     def probe_cohorts(self) -> list[str]:
         """Names of the cohorts that are probed: with a role for it and at least one phenotype."""
-        return [c.name for c in self.cohorts if c.settings["role"] in ("probe", "both") and c.settings["phenotypes"]]
+        roles = ("probe", "both", TEST)
+        return [c.name for c in self.cohorts if c.settings["role"] in roles and c.settings["phenotypes"]]
 
 
 def load_settings(config: Mapping[str, Any], where: str = "config") -> Settings:
@@ -188,7 +192,9 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> Settings:
             )
     for cohort in cohorts:
         _check_features(cohort, values)
+        _check_fitted_on(cohort, cohorts)
     settings = Settings(values, tuple(cohorts))
+    _check_inductive(settings, where)
     strangers = sorted(set(values["supervised"]["encoders"]) - set(settings.encoders))
     if strangers:
         raise UserError(
@@ -204,6 +210,49 @@ def _check_features(cohort: Cohort, values: Mapping[str, Any]) -> None:
     taken = sorted(set(cohort.settings["features"]) & {*rows, *encoders})
     if taken:
         raise UserError(f"{cohort.name}: features.{taken[0]}: a row of that name exists already; choose another name")
+
+
+def _check_inductive(settings: Settings, where: str) -> None:
+    """Refuse rows in which encoders take turns that are not there, or whose name is taken."""
+    encoders = settings.values["pretrain"]["encoders"]
+    for row, names in settings.values["probe"]["inductive"].items():
+        key = f"{where}: key 'probe.inductive.{row}'"
+        unknown = sorted(set(names) - set(encoders))
+        if unknown:
+            raise UserError(f"{key}: expected some of the encoders {sorted(encoders)}, found {unknown}")
+        if row in encoders or row.endswith("-random"):
+            raise UserError(f"{key}: an encoder is called so, or might be; choose another name")
+        if not set.intersection(*(set(encoders[name]["seeds"]) for name in names)):
+            raise UserError(f"{key}: expected a seed that all of {names} have, found none; give them the same seeds")
+
+
+def _check_fitted_on(cohort: Cohort, cohorts: Sequence[Cohort]) -> None:
+    """Refuse a cohort for testing that does not say whose models are tested, or describes other phenotypes."""
+    name, key = cohort.settings["fitted_on"], f"{cohort.name}: key 'fitted_on'"
+    if cohort.settings["role"] != TEST:
+        if name is not None:
+            raise UserError(
+                f"{key}: expected with role test only, found role {cohort.settings['role']}; change the role"
+            )
+        return
+    known = [c for c in cohorts if c.settings["role"] in ("probe", "both") and c.settings["phenotypes"]]
+    fitted = next((one for one in known if one.name == name), None)
+    if fitted is None:
+        raise UserError(
+            f"{key}: expected one of the cohorts that are probed ({[c.name for c in known]}), found {name}; name the "
+            "one whose models are tested on this cohort"
+        )
+    if not cohort.settings["phenotypes"]:
+        raise UserError(f"{cohort.name}: key 'phenotypes': expected some of those of {name}, found none; add them")
+    for phenotype, described in cohort.settings["phenotypes"].items():
+        other = fitted.settings["phenotypes"].get(phenotype)
+        same = other and all(described[part] == other[part] for part in ("type", "bins"))
+        if not same:
+            raise UserError(
+                f"{cohort.name}: key 'phenotypes.{phenotype}': expected a phenotype of {name} with its type and bins, "
+                f"found {described['type']}, bins {described['bins']}; {name} has "
+                f"{sorted(fitted.settings['phenotypes'])}"
+            )
 
 
 def config_schema() -> dict[str, Any]:

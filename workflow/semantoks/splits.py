@@ -17,8 +17,10 @@ from typing import Any
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
+from semantoks.baselines.overlap import seen_by_content
+from semantoks.baselines.study import Study
 from semantoks.errors import UserError, run_command
-from semantoks.files import provenance, read_tables, read_text_table, write_table
+from semantoks.files import provenance, read_table, read_tables, read_text_table, write_table
 from semantoks.phenotypes import (
     Cohort,
     Phenotype,
@@ -31,11 +33,9 @@ from semantoks.phenotypes import (
     site_groups,
     targets,
 )
+from semantoks.protocols import GIVEN, LEAVE_SITE_OUT, RANDOM
+from semantoks.transfer import transfer_splits
 
-RANDOM = "random"
-LEAVE_SITE_OUT = "leave-site-out"
-GIVEN = "given"
-PROTOCOLS = (RANDOM, LEAVE_SITE_OUT, GIVEN)
 FEWEST = 10
 """Fewest participants of a phenotype that can be split into three parts worth naming."""
 
@@ -238,7 +238,7 @@ def check_classes(phenotype: Phenotype, values: pd.Series, parts: Mapping[str, s
 
 def checksum(rows: pd.DataFrame) -> str:
     """SHA-256 of the participant lists, independent of row order and of anything else in the file."""
-    columns = ["repetition", "fold", "part", "participant_id"]
+    columns = ["repetition", "fold", "part", "participant_id"] + ["cohort"] * (rows["cohort"].nunique() > 1)
     lines = sorted("\t".join(map(str, row)) for row in rows[columns].itertuples(index=False))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -320,10 +320,15 @@ def split_cohort(
     ]
     splits = pd.DataFrame(rows)
     splits.insert(0, "cohort", recordings["cohort"].iloc[0])
-    checksums: dict[str, dict[str, str]] = {}
+    return splits, {"checksums": checksums(splits), "unmatched": unmatched, "n_participants": len(common)}
+
+
+def checksums(splits: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Checksum of each phenotype's splits by protocol."""
+    found: dict[str, dict[str, str]] = {}
     for (phenotype, protocol), part in splits.groupby(["phenotype", "protocol"], sort=True):
-        checksums.setdefault(str(phenotype), {})[str(protocol)] = checksum(part)
-    return splits, {"checksums": checksums, "unmatched": unmatched, "n_participants": len(common)}
+        found.setdefault(str(phenotype), {})[str(protocol)] = checksum(part)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -331,16 +336,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.splits", description=__doc__)
     parser.add_argument("--settings", required=True, type=json.loads, help="cohort's participants and section probe")
     parser.add_argument("--shards", required=True, nargs="+", help="the cohort's shards")
+    parser.add_argument("--fitted-splits", help="splits of the cohort whose models are tested on this one")
+    parser.add_argument("--fitted-shards", nargs="+", default=[], help="shards of that cohort")
     parser.add_argument("--output", required=True, help="splits.parquet")
     arguments = parser.parse_args(argv)
-    cohort = Cohort.from_settings(arguments.settings)
     recordings = read_tables(arguments.shards, ["cohort", "participant_id"])
     if recordings.empty:
         raise UserError(f"{examples(arguments.shards)}: expected kept recordings, found none; see the qc report")
-    splits, about = split_cohort(cohort, arguments.settings["probe"], recordings)
-    given = arguments.settings["probe"].get("split_file")
-    inputs = [cohort.participants["path"], *arguments.shards, *([given] if given else [])]
-    write_table(arguments.output, splits, provenance("splits", arguments.settings, inputs, **about))
+    settings = arguments.settings
+    inputs = [settings["participants"]["path"], *arguments.shards, *arguments.fitted_shards]
+    if arguments.fitted_splits:
+        study = Study.read(settings)
+        twins = seen_by_content(arguments.shards, arguments.fitted_shards)
+        splits, about = transfer_splits(study, read_table(arguments.fitted_splits), recordings, twins)
+        about["checksums"] = checksums(splits)
+        inputs += [settings["fitted_on"]["participants"]["path"], arguments.fitted_splits]
+    else:
+        splits, about = split_cohort(Cohort.from_settings(settings), settings["probe"], recordings)
+        given = settings["probe"].get("split_file")
+        inputs += [given] if given else []
+    write_table(arguments.output, splits, provenance("splits", settings, inputs, **about))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ import torch
 from tqdm import tqdm
 
 from semantoks.baselines.connectivity import read_connectivity
-from semantoks.baselines.features import Index
+from semantoks.baselines.features import Index, participant_keys
 from semantoks.baselines.finetuning import Crops, FineTuned, LoRA
 from semantoks.baselines.network_training import Inputs, Network, TrainingSettings, fit_network
-from semantoks.baselines.prediction_rows import Origin, describe, people_of, rows_of, with_key
+from semantoks.baselines.prediction_rows import Origin, rows_of, with_key
+from semantoks.baselines.study import Study
 from semantoks.baselines.supervised_networks import (
     BrainNetworkTransformer,
     FromNothing,
@@ -30,11 +31,10 @@ from semantoks.baselines.supervised_networks import (
     WindowTransformer,
     without_mask,
 )
-from semantoks.baselines.tasks import Task, read_tasks
+from semantoks.baselines.tasks import Task, read_tasks, split_participants, tested_cohort
 from semantoks.errors import UserError, run_command
-from semantoks.files import provenance, read_metadata, read_table, write_table
+from semantoks.files import provenance, read_metadata, write_table
 from semantoks.model.encoder_folder import load_encoder
-from semantoks.phenotypes import Cohort, read_participants
 from semantoks.training.corpus import Corpus, load_corpus
 from semantoks.training.encoder_corpus import load_matching_corpus
 
@@ -116,8 +116,12 @@ def _seed(encoder: str) -> int | None:
 
 
 def _seen(config: Mapping[str, Any], corpus: Corpus) -> frozenset[str]:
-    cohort = corpus.table["cohort"].iloc[0]
-    return frozenset(person for where, person in config.get("pretrain_recordings") or [] if where == cohort)
+    pretrained = {tuple(entry) for entry in config.get("pretrain_recordings") or []}
+    cohorts, people = corpus.table["cohort"], corpus.table["participant_id"]
+    keys = participant_keys(cohorts, people)
+    return frozenset(
+        key for key, pair in zip(keys, zip(cohorts, people, strict=True), strict=True) if pair in pretrained
+    )
 
 
 def predict(recipe: Recipe, row: str, head: str, tasks: Sequence[Task], people: pd.DataFrame) -> pd.DataFrame:
@@ -136,32 +140,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, choices=MODELS)
     parser.add_argument("--weights", type=Path, help="folder of the encoder to fine-tune")
     parser.add_argument("--splits", required=True, help="splits.parquet of the cohort")
-    parser.add_argument("--shards", required=True, nargs="+", type=Path, help="the cohort's shards")
+    parser.add_argument(
+        "--shards", required=True, nargs="+", type=Path, help="shards of all participants of the splits"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to torch")
     parser.add_argument("--output", required=True, help="predictions (Parquet)")
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     began = time.perf_counter()
-    cohort, given = Cohort.from_settings(arguments.settings), arguments.settings["supervised"]
-    table = read_participants(cohort)
-    splits = read_table(arguments.splits, ["cohort", "participant_id", "protocol"])
-    participants = sorted(set(splits["participant_id"]))
-    tasks = [t for t in read_tasks(arguments.splits, cohort, table, participants) if t.protocol in given["protocols"]]
+    study, given = Study.read(arguments.settings), arguments.settings["supervised"]
+    participants = split_participants(arguments.splits)
+    every = read_tasks(arguments.splits, study, participants)
+    # Models of another cohort are those of its random splits.
+    tasks = every if study.transfers else [task for task in every if task.protocol in given["protocols"]]
     if not tasks:
-        raise UserError(
-            f"supervised.protocols: expected one of {sorted(set(splits['protocol']))}, found {given['protocols']}"
-        )
+        found = sorted({task.protocol for task in every})
+        raise UserError(f"supervised.protocols: expected one of {found}, found {given['protocols']}")
     recipe = make_recipe(arguments.model, arguments.weights, arguments.shards, participants, given)
     encoder = (recipe.origin.encoder or "").split("_seed-")[0]
     row = f"{encoder}-{arguments.model}" if encoder else arguments.model
-    rows = predict(recipe, row, arguments.model, tasks, people_of(cohort, table, participants))
-    rows = with_key(rows, str(splits["cohort"].iloc[0]))
-    about = describe(cohort, table) | {
+    rows = predict(recipe, row, arguments.model, tasks, study.people(participants))
+    rows = with_key(rows, tested_cohort(arguments.splits))
+    about = study.describe() | {
         "cohort": rows["cohort"].iloc[0],
         "splits": read_metadata(arguments.splits)["settings"]["probe"],
     }
-    inputs = [cohort.participants["path"], arguments.splits, *map(str, arguments.shards)]
+    tables = [cohort.participants["path"] for cohort in study.cohorts]
+    inputs = [*tables, arguments.splits, *map(str, arguments.shards)]
     write_table(arguments.output, rows, provenance("supervised", arguments.settings, inputs, **about))
     seconds = time.perf_counter() - began
     print(f"{row}: {len(rows)} predictions of {len(tasks)} splits in {seconds:.1f} s", file=sys.stderr)

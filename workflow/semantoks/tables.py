@@ -28,6 +28,7 @@ from semantoks.files import (
     write_text,
 )
 from semantoks.metrics import SMALLER_IS_BETTER
+from semantoks.protocols import GIVEN, LEAVE_SITE_OUT, TRANSFER
 from semantoks.rendering import Block, html_page, to_html, to_latex, to_markdown
 from semantoks.scores import row_place, score_tables
 
@@ -170,27 +171,21 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
     fitted = "training and validation part after the choice" if probe["refit"] else "training part only"
     share = settings["confidence"]
     notes = [
-        f"Cohort {cohort}. Random splits: {probe['repetitions']} repetitions, {probe['test_share']:.0%} of the "
-        f"participants tested on, {probe['validation_share']:.0%} of the others for choosing; stratified by the "
-        "columns that the phenotype names. Leave-site-out: one institution after the other is tested on"
-        + (
-            "."
-            if "leave-site-out" in set(scores["protocol"]) or "leave-site-out" not in probe["protocols"]
-            else " (not here: fewer than two sites are known)."
-        )
-        + (" Given: the user's own splits." if "given" in set(scores["protocol"]) else ""),
+        f"Cohort {cohort}. {_divided(set(scores['protocol']), about)}",
         "All rows have the same splits, by participant and family, and are fitted on the "
         f"{fitted}. Budget: {len(probe['penalties'])} penalties (logistic, ridge), {len(probe['rates'])} learning "
         "rates (published head). Scaling, imputation and bins come from the participants fitted on.",
         "± is the standard deviation over repetitions, which share participants: it is no standard error. "
         f"[…] is a {share:.0%} bootstrap interval ({settings['draws']} draws) over participants (families), stratified "
-        "by class, given the trained models; under leave-site-out over sites, then participants within sites.",
+        "by class, given the trained models; where whole sites are new to the models (leave-site-out, and a cohort for "
+        "testing with several sites) over sites, then participants within sites.",
         f"↑ ↓ better or worse than the reference row ({settings['reference']['classification']} for classes, "
         f"{settings['reference']['regression']} for numbers), ° not better than the majority row, at "
         f"{settings['alpha']} after Holm's adjustment over all rows and tasks of a protocol. Two-sided against the "
         "reference, one-sided (better) against the majority row, which has r = 0 by definition. Random splits: "
-        "corrected resampled t-test (Nadeau & Bengio 2003); leave-site-out: bootstrap of the paired difference, which "
-        "is liberal with fewer than five sites. " + _permutation_note(probe.get("permutations") or {}),
+        "corrected resampled t-test (Nadeau & Bengio 2003); leave-site-out and cohorts for testing: bootstrap of the "
+        "paired difference, which is liberal with fewer than five sites. "
+        + _permutation_note(probe.get("permutations") or {}),
         "Within-site AUROC: mean over sites weighted by the pairs compared; within-site r: weighted by participants "
         "less one. Sites with one class have none.",
     ]
@@ -213,6 +208,25 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
             "splits and preprocessing differ from ours."
         )
     return ([SIMULATED] if settings.get("simulated") else []) + notes
+
+
+def _divided(protocols: set[str], about: Mapping[str, Any]) -> str:
+    """How participants were divided."""
+    probe = about["settings"]["probe"]
+    random = (
+        f"{probe['repetitions']} repetitions, {probe['test_share']:.0%} of the participants tested on, "
+        f"{probe['validation_share']:.0%} of the others for choosing; stratified by the columns that the phenotype "
+        "names."
+    )
+    if TRANSFER in protocols:
+        return (
+            f"For testing only. Models fitted on the training parts of the random splits of {about['fitted_on']} "
+            f"({random[:-1]}), each tested on everybody here: the same participants in every repetition."
+        )
+    text = f"Random splits: {random} Leave-site-out: one institution after the other is tested on"
+    absent = LEAVE_SITE_OUT not in protocols and LEAVE_SITE_OUT in probe["protocols"]
+    text += " (not here: fewer than two sites are known)." if absent else "."
+    return text + (" Given: the user's own splits." if GIVEN in protocols else "")
 
 
 def _permutation_note(counts: Mapping[str, int]) -> str:
@@ -295,7 +309,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         kinds = {name: value["type"] for name, value in described.items()}
         scores, sites = score_tables(part, kinds, settings, permuted)
         scores = add_published(scores, described, published, settings["published"])
-        about = provenance("tables", settings | {"probe": metadata[own[0]]["splits"]}, [*own, arguments.published])
+        further = {"fitted_on": metadata[own[0]].get("fitted_on")}
+        about = provenance(
+            "tables", settings | {"probe": metadata[own[0]]["splits"]}, [*own, arguments.published], **further
+        )
         write_cohort(arguments.output_folder, str(cohort), (scores, sites), published, about, settings)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from semantoks.baselines.features import Index, Matrix, mean_over_recordings, standardise
+from semantoks.baselines.features import Index, Matrix, mean_over_recordings, participant_keys, standardise
 from semantoks.errors import UserError
 from semantoks.files import read_metadata
 from semantoks.phenotypes import Phenotype
@@ -23,6 +23,7 @@ LARGEST_CORRELATION = 1 - 1e-6
 class Recording:
     """One recording of a shard: ``bold`` [ROI, time] float32, z-scored; ``valid`` [ROI]."""
 
+    cohort: str
     participant_id: str
     recording_id: str
     bold: Matrix
@@ -37,7 +38,7 @@ def read_recordings(shards: Sequence[Path | str]) -> Iterator[Recording]:
     UserError
         When shards disagree in their ROI names or a recording's bytes do not fill its shape.
     """
-    columns = ["participant_id", "recording_id", "n_rois", "n_frames", "valid", "bold"]
+    columns = ["cohort", "participant_id", "recording_id", "n_rois", "n_frames", "valid", "bold"]
     names: list[str] | None = None
     for path in shards:
         found = read_metadata(path)["roi_names"]
@@ -57,7 +58,7 @@ def _recording(row: dict, path: Path | str) -> Recording:
             "run shards again"
         )
     valid = np.asarray(row["valid"], dtype=bool)
-    return Recording(row["participant_id"], row["recording_id"], bold.reshape(row["n_rois"], -1), valid)
+    return Recording(row["cohort"], row["participant_id"], row["recording_id"], bold.reshape(row["n_rois"], -1), valid)
 
 
 def correlation(bold: Matrix, valid: npt.NDArray[np.bool_]) -> Matrix:
@@ -135,11 +136,12 @@ def read_connectivity(
     name: str = "fc",
 ) -> Connectivity:
     """FC of every participant in the shards, in float32 from z-scored time series; runs are averaged."""
-    owner, edges, valid = [], [], []
+    people, edges, valid = [], [], []
     for recording in read_recordings(shards):
-        owner.append(recording.participant_id)
+        people.append((recording.cohort, recording.participant_id))
         edges.append(edges_of(recording))
         valid.append(recording.valid)
+    owner = participant_keys(*zip(*people, strict=True))
     participants, mean = mean_over_recordings(np.stack(edges), owner)
     _, known = mean_over_recordings(np.stack(valid).astype(np.float32), owner)
     return Connectivity(name, participants, mean, known > 0, valid_share)

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.covariance import LedoitWolf
 
 from semantoks.baselines.connectivity import Connectivity, Recording, correlation, enough_valid, read_recordings
-from semantoks.baselines.features import Index, Matrix, mean_over_recordings, standardise
+from semantoks.baselines.features import Index, Matrix, mean_over_recordings, participant_keys, standardise
 from semantoks.phenotypes import Phenotype
 
 Floats = npt.NDArray[np.float64]
@@ -106,14 +106,15 @@ class TangentConnectivity:
 
 def read_tangent(shards: Sequence[Path | str], valid_share: float) -> TangentConnectivity:
     """Covariances of every participant in the shards; runs are averaged."""
-    owner, rows, valid = [], [], []
+    people, rows, valid = [], [], []
     n_rois = 0
     for recording in read_recordings(shards):
-        owner.append(recording.participant_id)
+        people.append((recording.cohort, recording.participant_id))
         matrix = covariance(recording)
         n_rois = len(matrix)
         rows.append(matrix.ravel())
         valid.append(recording.valid)
+    owner = participant_keys(*zip(*people, strict=True))
     participants, mean = mean_over_recordings(np.stack(rows).astype(np.float32), owner)
     _, known = mean_over_recordings(np.stack(valid).astype(np.float32), owner)
     covariances = mean.astype(np.float64).reshape(-1, n_rois, n_rois)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +79,20 @@ def _standardise(values: npt.NDArray[np.floating], scaled: Matrix, member: Matri
     scaled *= np.divide(1, sd, out=np.zeros_like(sd), where=varies)
 
 
+def participant_keys(cohorts: Iterable[str], participants: Iterable[str]) -> list[str]:
+    """What participants are called: by their id, or as ``<cohort>/<id>`` where several cohorts meet.
+
+    Two cohorts may give one id to two people.
+
+    Parameters
+    ----------
+    cohorts, participants : of each recording.
+    """
+    cohorts = list(cohorts)
+    several = len(set(cohorts)) > 1
+    return [f"{cohort}/{name}" if several else str(name) for cohort, name in zip(cohorts, participants, strict=True)]
+
+
 def mean_over_recordings(values: npt.NDArray[np.float32], owner: Sequence[str]) -> tuple[list[str], Matrix]:
     """Average the rows of each participant, ignoring missing values.
 
@@ -135,34 +149,52 @@ class CropFeatures:
         return standardise(self.mean, training)
 
 
-def read_embeddings(path: Path | str) -> CropFeatures:
-    """Read an embeddings file; crops with the same number are averaged over a participant's recordings.
+def read_embeddings(paths: Sequence[Path | str]) -> CropFeatures:
+    """Read embeddings of one encoder; crops with the same number are averaged over a participant's recordings.
+
+    Parameters
+    ----------
+    paths : one file per cohort; participants of several cohorts are called as :func:`participant_keys` says.
 
     Raises
     ------
     UserError
-        When features are not finite or differ in length.
+        When features are not finite, differ in length, or were made by different weights.
     """
+    tables = [_read_crops(path) for path in paths]
+    about: list[dict[str, Any]] = [read_metadata(path) for path in paths]
+    lengths = {table["features"].map(len).iloc[0] for table in tables}
+    if len(lengths) > 1 or len({one.get("weights_sha256") for one in about}) > 1:
+        raise UserError(
+            f"{examples(map(str, paths))}: expected features of one encoder, found those of different weights; "
+            "run embed again"
+        )
+    table = pd.concat(tables, ignore_index=True)
+    table["participant_id"] = participant_keys(table["cohort"], table["participant_id"])
+    participants, crops, present = _by_crop(table, np.stack(table["features"].to_list()).astype(np.float32))
+    pretrained = {tuple(entry) for entry in about[0].get("pretrain_recordings") or []}
+    known = table.drop_duplicates("participant_id")
+    ids = pd.concat(tables, ignore_index=True)["participant_id"][known.index]
+    seen = [pair in pretrained for pair in zip(known["cohort"], ids, strict=True)]
+    encoder = about[0].get("encoder") or Path(paths[0]).stem
+    name = about[0].get("features") or "cls_avg"
+    return CropFeatures(name, participants, crops, present, encoder, frozenset(known["participant_id"][seen]))
+
+
+def _read_crops(path: Path | str) -> pd.DataFrame:
     table = read_table(path, ["cohort", "participant_id", "recording_id", "crop", "features"])
-    about: dict[str, Any] = read_metadata(path)
     if table.empty:
         raise UserError(f"{path}: expected features, found no row; see the qc report and the log of embed")
     lengths = table["features"].map(len)
     if lengths.nunique() != 1:
         raise UserError(f"{path}: expected features of one length, found {sorted(set(lengths))}; run embed again")
-    values = np.stack(table["features"].to_list()).astype(np.float32)
-    broken = ~np.isfinite(values).all(axis=1)
+    broken = ~table["features"].map(lambda values: bool(np.isfinite(values).all()))
     if broken.any():
-        names = sorted(set(table["recording_id"].to_numpy()[broken]))
+        names = sorted(set(table["recording_id"][broken]))
         raise UserError(
             f"{path}: features of {len(names)} recordings are not finite ({examples(names)}); did pretraining diverge?"
         )
-    participants, crops, present = _by_crop(table, values)
-    cohort = table["cohort"].iloc[0]
-    seen = frozenset(person for where, person in about.get("pretrain_recordings") or [] if where == cohort)
-    encoder = about.get("encoder") or Path(path).stem
-    name = about.get("features") or "cls_avg"
-    return CropFeatures(name, participants, crops, present, encoder, seen)
+    return table
 
 
 def _by_crop(table: pd.DataFrame, values: Matrix) -> tuple[list[str], Matrix, npt.NDArray[np.bool_]]:

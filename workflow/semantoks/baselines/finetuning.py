@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from semantoks.baselines.features import Index
+from semantoks.baselines.features import Index, participant_keys
 from semantoks.baselines.network_training import Head, TrainingSettings, decayed, plain_groups
 from semantoks.errors import UserError
 from semantoks.model.encoder import Encoder, scan_features
@@ -101,7 +101,7 @@ class Crops:
         self.corpus, self.crop, self.patch, self.batch = corpus, crop, patch, batch
         self.views = replace(ViewSettings(), crop=crop, zeroed_rois=0.0)
         self.complete = corpus.complete(crop)
-        owner = corpus.table["participant_id"].to_numpy(dtype=str)
+        owner = np.array(participant_keys(corpus.table["cohort"], corpus.table["participant_id"]), dtype=str)
         self.scans = [np.flatnonzero(owner == name) for name in participants]
         without = [name for name, scans in zip(participants, self.scans, strict=True) if not len(scans)]
         if without:

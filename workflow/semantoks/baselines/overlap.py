@@ -1,4 +1,4 @@
-"""Whether pretraining saw a tested participant under another name: near-identical functional connectivity.
+"""Whether a tested participant is also in another cohort under another name: near-identical functional connectivity.
 
 Ids differ between releases of the same data, so participants of other cohorts are compared by content.
 """
@@ -6,6 +6,7 @@ Ids differ between releases of the same data, so participants of other cohorts a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,47 +20,52 @@ SAME = 0.95
 ROWS_AT_ONCE = 256
 
 
-def seen_by_content(own: Sequence[Path | str], pretrained: Sequence[Path | str]) -> dict[str, tuple[str, float]]:
-    """Participants of a cohort one of whose recordings is also among the recordings of pretraining.
+@dataclass(frozen=True)
+class Twin:
+    """A recording of another cohort, and the correlation of its FC with one of our own."""
+
+    cohort: str
+    participant_id: str
+    recording_id: str
+    correlation: float
+
+
+def seen_by_content(own: Sequence[Path | str], others: Sequence[Path | str]) -> dict[str, Twin]:
+    """Participants of a cohort one of whose recordings is also among those of other cohorts.
 
     Parameters
     ----------
     own : the cohort's shards.
-    pretrained : shards of the other cohorts that the encoder was pretrained on. FC is compared over the ROIs that both
-        have, by name.
+    others : shards of the other cohorts, e.g. of those that an encoder was pretrained on. FC is compared over the ROIs
+        that both have, by name.
 
     Returns
     -------
-    Participant → the recording it equals, and the correlation of their FC.
+    Participant → the recording it equals.
     """
-    if not own or not pretrained:
+    if not own or not others:
         return {}
-    names, others = (list(read_metadata(paths[0])["roi_names"]) for paths in (own, pretrained))
-    common = [name for name in names if name in set(others)]
-    found: dict[str, tuple[str, float]] = {}
-    owner, edges = _profiles(own, [names.index(name) for name in common])
-    recordings, candidates = _profiles(pretrained, [others.index(name) for name in common], by="recording_id")
+    names, other_names = (list(read_metadata(paths[0])["roi_names"]) for paths in (own, others))
+    common = [name for name in names if name in set(other_names)]
+    found: dict[str, Twin] = {}
+    recordings, edges = _profiles(own, [names.index(name) for name in common])
+    candidates, other_edges = _profiles(others, [other_names.index(name) for name in common])
     for first in range(0, len(candidates), ROWS_AT_ONCE):
-        correlation = edges @ candidates[first : first + ROWS_AT_ONCE].T
+        correlation = edges @ other_edges[first : first + ROWS_AT_ONCE].T
         for row, best in enumerate(correlation.argmax(axis=1)):
-            value = float(correlation[row, best])
-            if value > max(SAME, found.get(owner[row], ("", 0.0))[1]):
-                found[owner[row]] = (recordings[first + best], value)
+            value, participant = float(correlation[row, best]), recordings[row][1]
+            if value > max(SAME, found[participant].correlation if participant in found else 0.0):
+                found[participant] = Twin(*candidates[first + int(best)], correlation=value)
     return found
 
 
-def _profiles(
-    shards: Sequence[Path | str], rois: Sequence[int], by: str = "participant_id"
-) -> tuple[list[str], Matrix]:
-    """Name and unit-norm FC profile of every recording; unknown edges count as its mean edge."""
+def _profiles(shards: Sequence[Path | str], rois: Sequence[int]) -> tuple[list[tuple[str, str, str]], Matrix]:
+    """Cohort, participant, id and unit-norm FC profile of every recording; unknown edges count as its mean edge."""
     names, rows = [], []
     for recording in read_recordings(shards):
-        kept = type(recording)(
-            recording.participant_id, recording.recording_id, recording.bold[rois], recording.valid[rois]
-        )
-        edges = pearson_edges(kept)
+        edges = pearson_edges(replace(recording, bold=recording.bold[rois], valid=recording.valid[rois]))
         known = ~np.isnan(edges)
         edges = np.where(known, edges - (edges[known].mean() if known.any() else 0), 0)
         rows.append(edges / max(float(np.linalg.norm(edges)), 1e-12))
-        names.append(str(getattr(recording, by)))
+        names.append((recording.cohort, recording.participant_id, recording.recording_id))
     return names, np.stack(rows).astype(np.float32) if rows else np.zeros((0, 1), np.float32)

@@ -20,9 +20,9 @@ from semantoks.baselines.features import Index
 from semantoks.baselines.linear import fit, tune
 from semantoks.baselines.tasks import Permuted, Task
 from semantoks.metrics import METRICS, SITE_METRIC, site_mean
+from semantoks.protocols import LEAVE_SITE_OUT, TRANSFER
 
 Floats = npt.NDArray[np.float64]
-LEAVE_SITE_OUT = "leave-site-out"
 
 
 def permuted_orders(members: Index, people: pd.DataFrame, count: int, name: str) -> npt.NDArray[np.intp]:
@@ -34,7 +34,7 @@ def permuted_orders(members: Index, people: pd.DataFrame, count: int, name: str)
     Parameters
     ----------
     members : row numbers of the participants whose labels move.
-    people : columns ``site`` and ``family`` of all participants, in the order of the rows.
+    people : columns ``cohort``, ``site`` and ``family`` of all participants, in the order of the rows.
     count : number of permutations.
     name : what the generator is seeded with; the same for all rows of a table.
 
@@ -42,18 +42,19 @@ def permuted_orders(members: Index, people: pd.DataFrame, count: int, name: str)
     -------
     [count, participants] row numbers; who is not among the members keeps the own.
     """
-    site = people["site"].fillna("").to_numpy(dtype=str)
-    families = pd.Series(members).groupby(people["family"].to_numpy(dtype=str)[members], sort=True).agg(list)
+    site = (people["cohort"] + "/" + people["site"].fillna("")).to_numpy(dtype=str)
+    family = (people["cohort"] + "/" + people["family"]).to_numpy(dtype=str)
+    families = pd.Series(members).groupby(family[members], sort=True).agg(list)
     blocks: dict[tuple[str, ...], list[list[int]]] = {}
-    for family in families:
-        family = sorted(family, key=lambda row: (site[row], row))
-        blocks.setdefault(tuple(site[family]), []).append(family)
+    for rows in families:
+        rows = sorted(rows, key=lambda row: (site[row], row))
+        blocks.setdefault(tuple(site[rows]), []).append(rows)
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     orders = np.tile(np.arange(len(people)), (count, 1))
     for key in sorted(blocks):
-        rows = np.array(blocks[key])
-        drawn = generator.permuted(np.tile(np.arange(len(rows)), (count, 1)), axis=1)
-        orders[:, rows] = rows[drawn]
+        block = np.array(blocks[key])
+        drawn = generator.permuted(np.tile(np.arange(len(block)), (count, 1)), axis=1)
+        orders[:, block] = block[drawn]
     return orders
 
 
@@ -116,27 +117,37 @@ def _ridge_path(
         yield shrunk.astype(np.float32) @ projected + level.astype(np.float32)
 
 
-def null_values(protocol: str, made: Sequence[tuple[Task, Permuted]], site: npt.NDArray) -> dict[str, Floats]:
+def null_values(made: Sequence[tuple[Task, Permuted]], site: npt.NDArray) -> dict[str, Floats]:
     """Each metric [permutations] of a row under permuted labels, as the tables compute it from true ones.
+
+    Folds of a repetition are pooled, metrics are averaged over repetitions.
 
     Parameters
     ----------
-    protocol : random (metrics are averaged over repetitions) or leave-site-out (pooled, and mean within sites).
     made : every task of one phenotype and protocol.
-    site : institution of each participant.
+    site : institution of each participant; the mean of the sites' own values is a further metric where several are
+        tested one by one.
     """
-    kind = "classification" if made[0][0].n_classes else "regression"
-    if protocol != LEAVE_SITE_OUT:
-        every = [_metrics(kind, permuted.targets, permuted.scores) for _, permuted in made]
-        return {name: np.mean([values[name] for values in every], axis=0) for name in every[0]}
-    targets = np.concatenate([permuted.targets for _, permuted in made], axis=1)
-    scores = np.concatenate([permuted.scores for _, permuted in made], axis=1)
-    sites = site[np.concatenate([task.test for task, _ in made])].astype(str)
+    by_site = made[0][0].protocol in (LEAVE_SITE_OUT, TRANSFER)
+    every = []
+    for repetition in sorted({task.repetition for task, _ in made}):
+        pairs = [(task, permuted) for task, permuted in made if task.repetition == repetition]
+        targets = np.concatenate([permuted.targets for _, permuted in pairs], axis=1)
+        scores = np.concatenate([permuted.scores for _, permuted in pairs], axis=1)
+        kind = "classification" if pairs[0][0].n_classes else "regression"
+        found = _metrics(kind, targets, scores)
+        if by_site:
+            own = site[np.concatenate([task.test for task, _ in pairs])].astype(str)
+            found[SITE_METRIC[kind]] = _site_values(kind, targets, scores, own)
+        every.append(found)
+    return {name: np.mean([values[name] for values in every], axis=0) for name in every[0]}
+
+
+def _site_values(kind: str, targets: npt.NDArray, scores: npt.NDArray, site: npt.NDArray) -> Floats:
+    """``metrics.site_mean`` of each permutation."""
     if kind == "regression":
-        own = _site_correlations(targets, scores[:, :, 0], sites)
-    else:
-        own = np.array([site_mean(kind, y.astype(np.float64), s, sites) for y, s in zip(targets, scores, strict=True)])
-    return {**_metrics(kind, targets, scores), SITE_METRIC[kind]: own}
+        return _site_correlations(targets, scores[:, :, 0], site)
+    return np.array([site_mean(kind, y.astype(np.float64), s, site) for y, s in zip(targets, scores, strict=True)])
 
 
 def _metrics(kind: str, targets: npt.NDArray, scores: npt.NDArray) -> dict[str, Floats]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from semantoks.baselines.tasks import Prediction, Task
-from semantoks.phenotypes import Cohort, class_names, families, phenotype_values, site_groups, sites
 
 
 @dataclass(frozen=True)
@@ -23,12 +20,6 @@ class Origin:
     seen: frozenset[str] | bool = False
 
 
-def people_of(cohort: Cohort, table: pd.DataFrame, participants: Sequence[str]) -> pd.DataFrame:
-    """Columns ``site``, ``site_group``, ``family`` of the participants, in their order."""
-    columns = {"site": sites(cohort, table), "site_group": site_groups(cohort, table)}
-    return pd.DataFrame({**columns, "family": families(cohort, table)}).reindex(list(participants))
-
-
 def rows_of(
     row: str, head: str, origin: Origin, task: Task, prediction: Prediction, people: pd.DataFrame
 ) -> pd.DataFrame:
@@ -37,10 +28,10 @@ def rows_of(
     Parameters
     ----------
     row, head : name of the table's row, and of the head that predicts.
-    people : of :func:`people_of`, in the order of the task's row numbers.
+    people : of :meth:`Study.people`, in the order of the task's row numbers.
     """
     tested = people.iloc[task.test]
-    table = pd.DataFrame({"participant_id": tested.index.to_numpy(dtype=str)})
+    table = pd.DataFrame({"participant_id": tested["participant_id"].to_numpy(dtype=str)})
     table["row"] = row
     table["head"] = head
     table["encoder"] = origin.encoder
@@ -59,7 +50,7 @@ def rows_of(
     table["y_true"] = task.target[task.test].astype(np.float64)
     table["y_score"] = list(prediction.scores)
     seen = origin.seen
-    table["transductive"] = seen if isinstance(seen, bool) else table["participant_id"].isin(seen)
+    table["transductive"] = seen if isinstance(seen, bool) else tested.index.isin(seen)
     return table
 
 
@@ -70,18 +61,3 @@ def with_key(rows: pd.DataFrame, cohort: str) -> pd.DataFrame:
     rows.insert(3, "recording_id", pd.Series(None, index=rows.index, dtype="string"))
     order = ["phenotype", "protocol", "repetition", "fold", "row", "participant_id"]
     return rows.sort_values(order, ignore_index=True)
-
-
-def describe(cohort: Cohort, table: pd.DataFrame) -> dict[str, Any]:
-    """What tables say about each phenotype: its type, classes, bins and published task."""
-    described = {}
-    for name, phenotype in cohort.phenotypes.items():
-        values = phenotype_values(phenotype, table)
-        described[name] = {
-            "type": phenotype.type,
-            "classes": class_names(phenotype, values) if phenotype.type == "classification" else None,
-            "bins": phenotype.bins,
-            "published": phenotype.published,
-            "negative_control": phenotype.negative_control,
-        }
-    return {"phenotypes": described}

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from semantoks.baselines.features import Index
+from semantoks.baselines.features import Index, participant_keys
+from semantoks.baselines.study import Study
 from semantoks.errors import UserError
 from semantoks.files import read_metadata, read_table
-from semantoks.phenotypes import Cohort, Phenotype, class_names, examples, phenotype_values, targets
+from semantoks.phenotypes import Phenotype, class_names, examples, targets
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,19 @@ class Prediction:
     permuted: Permuted | None = None
 
 
-def read_tasks(splits: Path | str, cohort: Cohort, table: pd.DataFrame, participants: Sequence[str]) -> list[Task]:
+def tested_cohort(splits: Path | str) -> str:
+    """Name of the cohort whose participants are tested."""
+    rows = read_table(splits, ["cohort", "part"])
+    return str(rows.loc[rows["part"] == "test", "cohort"].iloc[0])
+
+
+def split_participants(splits: Path | str) -> list[str]:
+    """All participants of the splits, sorted, called as in the features of a row."""
+    rows = read_table(splits, ["cohort", "participant_id"])
+    return sorted(set(participant_keys(rows["cohort"], rows["participant_id"])))
+
+
+def read_tasks(splits: Path | str, study: Study, participants: Sequence[str]) -> list[Task]:
     """Read the splits of a cohort for features of the given participants (the order of their rows).
 
     Raises
@@ -82,7 +95,8 @@ def read_tasks(splits: Path | str, cohort: Cohort, table: pd.DataFrame, particip
     UserError
         When the file's phenotypes are not configured or a participant of a split has no features.
     """
-    rows = read_table(splits, ["participant_id", "phenotype", "protocol", "repetition", "fold", "part"])
+    rows = read_table(splits, ["cohort", "participant_id", "phenotype", "protocol", "repetition", "fold", "part"])
+    rows["participant_id"] = participant_keys(rows["cohort"], rows["participant_id"])
     checksums: dict[str, Any] = read_metadata(splits)["checksums"]
     without = sorted(set(rows["participant_id"]) - set(participants))
     if without:
@@ -90,25 +104,25 @@ def read_tasks(splits: Path | str, cohort: Cohort, table: pd.DataFrame, particip
             f"{splits}: {len(without)} participants of the splits have no features in this row ({examples(without)}); "
             "every row must use the same participants: make splits and features from the same shards"
         )
-    unknown = sorted(set(rows["phenotype"]) - set(cohort.phenotypes))
+    unknown = sorted(set(rows["phenotype"]) - set(study.phenotypes))
     if unknown:
         raise UserError(
             f"{splits}: has the phenotypes {examples(unknown)}, which the cohort does not describe; make it again"
         )
     tasks = []
     for name, part in rows.groupby("phenotype", sort=True):
-        tasks += list(_tasks_of(cohort.phenotypes[str(name)], part, table, participants, checksums[str(name)]))
+        values = study.values(str(name))
+        tasks += list(_tasks_of(study.phenotypes[str(name)], part, values, participants, checksums[str(name)]))
     return tasks
 
 
 def _tasks_of(
     phenotype: Phenotype,
     rows: pd.DataFrame,
-    table: pd.DataFrame,
+    values: pd.Series,
     participants: Sequence[str],
     checksums: dict[str, str],
 ) -> Iterator[Task]:
-    values = phenotype_values(phenotype, table)
     number = pd.Series(np.arange(len(participants)), index=list(participants))
     n_classes = len(class_names(phenotype, values)) if phenotype.type == "classification" else 0
     for key, split in rows.groupby(["protocol", "repetition", "fold"], sort=True):

@@ -1,0 +1,61 @@
+"""Splits of a cohort that is for testing only: models of another cohort's random splits are tested on it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from semantoks.baselines.overlap import Twin
+from semantoks.baselines.study import Study
+from semantoks.errors import UserError
+from semantoks.phenotypes import match_participants, phenotype_values
+from semantoks.protocols import RANDOM, TRANSFER
+
+
+def transfer_splits(
+    study: Study, fitted: pd.DataFrame, recordings: pd.DataFrame, twins: Mapping[str, Twin]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Splits of a cohort for testing only: the random splits of another cohort, whose test part it becomes.
+
+    So the models are those whose results stand in the other cohort's table.
+
+    Parameters
+    ----------
+    study : both cohorts.
+    fitted : splits of the cohort that models are fitted on.
+    recordings : usable recordings of the tested cohort, columns ``cohort`` and ``participant_id``.
+    twins : participants whose recording is in the other cohort as well (:func:`seen_by_content`); they are left out.
+
+    Raises
+    ------
+    UserError
+        When there are no random splits of a phenotype, or nobody is left to be tested.
+    """
+    own, table = study.tested, study.tables[0]
+    common, unmatched = match_participants(table, recordings["participant_id"])
+    left_out = sorted(set(twins) & set(common))
+    for name in left_out:
+        same = f"{twins[name].recording_id} of {twins[name].cohort}"
+        print(f"{own.name}: {name} is left out, its recording is that of {same}", file=sys.stderr)
+    kept = table.loc[sorted(set(common) - set(left_out))]
+    kept.attrs["path"] = table.attrs["path"]
+    parts = []
+    for name in study.phenotypes:
+        models = fitted[(fitted["phenotype"] == name) & (fitted["protocol"] == RANDOM) & (fitted["part"] != "test")]
+        if models.empty:
+            raise UserError(
+                f"{own.name}: fitted_on: {study.fitted.name} has no random splits of the phenotype {name}: no models "
+                "are there to be tested; add random to probe.protocols"
+            )
+        tested = phenotype_values(own.phenotypes[name], kept).index
+        for repetition, split in models.groupby("repetition", sort=True):
+            test = pd.DataFrame({"cohort": own.name, "participant_id": tested, "phenotype": name, "part": "test"})
+            test = test.assign(repetition=repetition, fold="0")
+            parts.append(pd.concat([split, test]).assign(protocol=TRANSFER))
+    splits = pd.concat(parts, ignore_index=True)[list(fitted.columns)]
+    twin_names = [[name, twins[name].cohort, twins[name].recording_id] for name in left_out]
+    about = {"unmatched": unmatched, "n_participants": len(kept)}
+    return splits, about | {"left_out_as_fitted_on": twin_names}
