@@ -18,7 +18,7 @@ from test_workflow import snakemake
 pytestmark = pytest.mark.slow
 
 SITES = ("CALTECH", "NYU", "SDSU")
-NEW_SITES = ("USM", "PITT")
+NEW_SITES = ("KKI", "PITT")
 PER_SITE = 30
 
 

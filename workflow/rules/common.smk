@@ -314,7 +314,11 @@ def probe_rows(cohort):
     if fitted_on(cohort) is not None and "fc-combat" in references:
         # ComBat has no estimate for a site that nobody was fitted on.
         references.remove("fc-combat")
-    return [*references, *settings.cohort(cohort).settings["features"], *settings.encoders, *inductive_rows(cohort)]
+    in_turns = {name for names in settings.section("probe")["inductive"].values() for name in names}
+    encoders = [
+        name for name in settings.encoders if name.rpartition("_seed-")[0].removesuffix("-random") not in in_turns
+    ]
+    return [*references, *settings.cohort(cohort).settings["features"], *encoders, *inductive_rows(cohort)]
 
 
 def inductive_rows(cohort):

@@ -166,8 +166,9 @@ def turns(
     for features in alternatives:
         assert isinstance(features, CropFeatures)
         names = features.participants
-        own = [task for task in left if not features.seen.intersection(names[number] for number in task.test)]
-        left = [task for task in left if task not in own]
+        saw = [bool(features.seen.intersection(names[number] for number in task.test)) for task in left]
+        own = [task for task, one in zip(left, saw, strict=True) if not one]
+        left = [task for task, one in zip(left, saw, strict=True) if one]
         if own:
             yield features, own
     if len(left) == len(tasks):

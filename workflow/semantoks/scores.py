@@ -27,6 +27,9 @@ from semantoks.statistics import (
 
 Floats = npt.NDArray[np.float64]
 
+SITE_COLUMNS = ["cohort", "protocol", "phenotype", "metric", "row", "site_group", "value", "n", "difference"]
+"""Columns of the sites' own values; ``difference`` is that to the reference row at the same site."""
+
 
 @dataclass(frozen=True)
 class Repetition:
@@ -384,4 +387,4 @@ def score_tables(
         table[f"{column}_adjusted"] = np.nan
         for _, family in table[table["primary"]].groupby(["cohort", "protocol"]):
             table.loc[family.index, f"{column}_adjusted"] = holm(family[column].to_numpy(dtype=np.float64))
-    return table, pd.DataFrame(sites)
+    return table, pd.DataFrame(sites, columns=SITE_COLUMNS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ from semantoks.protocols import RANDOM, TRANSFER
 
 
 def transfer_splits(
-    study: Study, fitted: pd.DataFrame, recordings: pd.DataFrame, twins: Mapping[str, Twin]
+    study: Study, fitted: pd.DataFrame, recordings: pd.DataFrame, twins: Mapping[str, Sequence[Twin]]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Splits of a cohort for testing only: the random splits of another cohort, whose test part it becomes.
 
@@ -38,7 +38,7 @@ def transfer_splits(
     common, unmatched = match_participants(table, recordings["participant_id"])
     left_out = sorted(set(twins) & set(common))
     for name in left_out:
-        same = f"{twins[name].recording_id} of {twins[name].cohort}"
+        same = f"{twins[name][0].recording_id} of {twins[name][0].cohort}"
         print(f"{own.name}: {name} is left out, its recording is that of {same}", file=sys.stderr)
     kept = table.loc[sorted(set(common) - set(left_out))]
     kept.attrs["path"] = table.attrs["path"]
@@ -56,6 +56,6 @@ def transfer_splits(
             test = test.assign(repetition=repetition, fold="0")
             parts.append(pd.concat([split, test]).assign(protocol=TRANSFER))
     splits = pd.concat(parts, ignore_index=True)[list(fitted.columns)]
-    twin_names = [[name, twins[name].cohort, twins[name].recording_id] for name in left_out]
+    twin_names = [[name, twins[name][0].cohort, twins[name][0].recording_id] for name in left_out]
     about = {"unmatched": unmatched, "n_participants": len(kept)}
     return splits, about | {"left_out_as_fitted_on": twin_names}

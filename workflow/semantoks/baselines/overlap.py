@@ -30,7 +30,7 @@ class Twin:
     correlation: float
 
 
-def seen_by_content(own: Sequence[Path | str], others: Sequence[Path | str]) -> dict[str, Twin]:
+def seen_by_content(own: Sequence[Path | str], others: Sequence[Path | str]) -> dict[str, list[Twin]]:
     """Participants of a cohort one of whose recordings is also among those of other cohorts.
 
     Parameters
@@ -41,21 +41,20 @@ def seen_by_content(own: Sequence[Path | str], others: Sequence[Path | str]) -> 
 
     Returns
     -------
-    Participant → the recording it equals.
+    Participant → the recordings it equals, in the order of the other shards.
     """
     if not own or not others:
         return {}
     names, other_names = (list(read_metadata(paths[0])["roi_names"]) for paths in (own, others))
     common = [name for name in names if name in set(other_names)]
-    found: dict[str, Twin] = {}
+    found: dict[str, list[Twin]] = {}
     recordings, edges = _profiles(own, [names.index(name) for name in common])
     candidates, other_edges = _profiles(others, [other_names.index(name) for name in common])
     for first in range(0, len(candidates), ROWS_AT_ONCE):
         correlation = edges @ other_edges[first : first + ROWS_AT_ONCE].T
-        for row, best in enumerate(correlation.argmax(axis=1)):
-            value, participant = float(correlation[row, best]), recordings[row][1]
-            if value > max(SAME, found[participant].correlation if participant in found else 0.0):
-                found[participant] = Twin(*candidates[first + int(best)], correlation=value)
+        for row, column in zip(*np.nonzero(correlation > SAME), strict=True):
+            twin = Twin(*candidates[first + int(column)], correlation=float(correlation[row, column]))
+            found.setdefault(recordings[row][1], []).append(twin)
     return found
 
 

@@ -67,7 +67,12 @@ def _encoders(arguments: argparse.Namespace, study: Study) -> list[CropFeatures]
     found = []
     for encoder, paths in sorted(files.items()):
         pretrained = {tuple(entry) for entry in read_metadata(paths[0]).get("pretrain_recordings") or []}
-        same = {who: twin for who, twin in twins.items() if (twin.cohort, twin.participant_id) in pretrained}
+        same = {
+            who: twin
+            for who, found_twins in twins.items()
+            for twin in found_twins
+            if (twin.cohort, twin.participant_id) in pretrained
+        }
         for participant, twin in sorted(same.items()):
             print(
                 f"{participant}: pretraining of {encoder} saw the same content as {twin.recording_id} "
