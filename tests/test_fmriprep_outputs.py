@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fmriprep_cases import SPACE, Runner
-from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs
+from semantoks.fmriprep_outputs import Target, derivatives_version, expected_files, problems, raw_runs
 
 
 def target(*spaces: str, **bold: Any) -> Target:
@@ -35,11 +35,29 @@ def test_echoes_are_one_run_phase_is_none_and_the_filter_counts(tmp_path: Path) 
     assert raw_runs(tmp_path, target(direction="*")) == [nback]
 
 
-def test_names_of_older_versions_are_known(run: Runner, tmp_path: Path, bids: Path) -> None:
+OLD = {
+    "1.2 to 20.1": {"confounds_timeseries": "confounds_regressors"},
+    "1.0 and 1.1": {
+        "_space-MNI152NLin6Asym_res-2_desc-preproc_bold": "_bold_space-MNI152NLin6Asym_preproc",
+        "_space-MNI152NLin6Asym_res-2_desc-brain_mask": "_bold_space-MNI152NLin6Asym_brainmask",
+        "_desc-confounds_timeseries": "_bold_confounds",
+    },
+}
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_names_of_older_versions_are_known(run: Runner, tmp_path: Path, bids: Path, version: str) -> None:
     run("success")
-    for path in (tmp_path / "out" / "sub-01" / "func").glob("*confounds_timeseries.tsv"):
-        path.rename(str(path).replace("timeseries", "regressors"))
-    assert problems(tmp_path / "out", bids, target()) == []
+    wanted = target("MNI152NLin6Asym")
+    for path in (tmp_path / "out" / "sub-01" / "func").iterdir():
+        name = path.name
+        for new, old in OLD[version].items():
+            name = name.replace(new, old)
+        path.rename(path.with_name(name))
+    assert problems(tmp_path / "out", bids, wanted) == []
+    assert len(expected_files(tmp_path / "out", bids, wanted)) == 6
+    next((tmp_path / "out" / "sub-01" / "func").glob("*run-2*mask*")).unlink()
+    assert len(problems(tmp_path / "out", bids, wanted)) == 1
 
 
 @pytest.mark.parametrize(

@@ -430,3 +430,28 @@ def test_command_line_writes_the_contract(tmp_path):
         image.write_bytes(b"")
     with pytest.raises(UserError, match="none of 2 recordings can be used: empty image"):
         run()
+
+
+def test_names_of_fmriprep_1_0_and_1_1_are_recordings(tmp_path):
+    """Masks and confounds beside them, other variants left out; entities are those of today's names."""
+    func = tmp_path / "sub-01/func"
+    new = derivative(tmp_path, "sub-01_task-rest_run-2", space="MNI152NLin2009cAsym")
+    stem = "sub-01_task-rest_run-1_bold"
+    old = func / f"{stem}_space-MNI152NLin2009cAsym_preproc.nii.gz"
+    write_image(old)
+    write_image(func / f"{stem}_space-T1w_preproc.nii.gz")
+    write_image(func / f"{stem}_space-MNI152NLin2009cAsym_variant-smoothAROMAnonaggr_preproc.nii.gz")
+    (func / f"{stem}_space-MNI152NLin2009cAsym_brainmask.nii.gz").write_bytes(b"")
+    (func / f"{stem}_confounds.tsv").write_text("CSF\n")
+    index = index_of(fmriprep(tmp_path, space="MNI152NLin2009cAsym")).set_index("recording_id")
+    assert list(index.index) == ["sub-01_task-rest_run-1", "sub-01_task-rest_run-2"]
+    row = index.loc["sub-01_task-rest_run-1"]
+    assert row[["task", "run", "space", "desc", "exclude_reason"]].tolist() == [
+        *("rest", "1", "MNI152NLin2009cAsym", "preproc", None)
+    ]
+    assert row["bold_path"] == str(old)
+    assert row["mask_path"] == str(func / f"{stem}_space-MNI152NLin2009cAsym_brainmask.nii.gz")
+    assert row["confounds_path"] == str(func / f"{stem}_confounds.tsv")
+    assert (row["tr"], row["n_frames"]) == (2.0, 60)
+    assert index["bold_path"].iloc[1] == str(new)
+    assert index_of(fmriprep(tmp_path, space="T1w"))["mask_path"].isna().all()

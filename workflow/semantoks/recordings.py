@@ -30,6 +30,15 @@ NOT_IN_ID = ("space", "cohort", "res", "den", "desc")
 COLUMNS = ["participant_id", "session_id", "recording_id", *ENTITIES, "paths", "exclude_reason"]
 """Columns of a listing; ``paths`` is a tuple whose first entry is the image or the (first) time-series file."""
 
+OLD_NAME = re.compile(r"(sub-\w[\w+-]*)_bold_(space-[A-Za-z0-9]+)_preproc(\.nii(?:\.gz)?)")
+"""Preprocessed volumes of fMRIPrep 1.0 and 1.1: ``sub-01_task-rest_bold_space-MNI152NLin2009cAsym_preproc.nii.gz``."""
+
+CONFOUNDS = ("desc-confounds_timeseries", "desc-confounds_regressors", "bold_confounds")
+"""Endings of confounds tables: fMRIPrep 20.2 and later, 1.2 to 20.1, 1.0 and 1.1."""
+
+BESIDE = ("_mask.nii.gz", "_mask.nii", "_brainmask.nii.gz", "_brainmask.nii", ".tsv")
+"""Endings of masks and confounds."""
+
 FIELDS = ["participant_id", "session_id", "task", "run"]
 """What a pattern of imported time series may name."""
 
@@ -97,9 +106,10 @@ def _beside(image: str, recording_id: str, there: frozenset[str]) -> tuple[str, 
     ``there``: names of the files in the image's folder.
     """
     folder, name = os.path.split(image)
-    mask = re.sub(r"_desc-preproc_bold\.nii(\.gz)?$", r"_desc-brain_mask.nii\1", name)
-    confounds = [f"{recording_id}_desc-confounds_{suffix}.tsv" for suffix in ("timeseries", "regressors")]
-    chosen = (next((name for name in names if name in there), None) for names in ([mask], confounds))
+    masks = [re.sub(r"_desc-preproc_bold\.nii(\.gz)?$", r"_desc-brain_mask.nii\1", name)]
+    masks += [re.sub(r"_preproc\.nii(\.gz)?$", r"_brainmask.nii\1", name)]
+    confounds = [f"{recording_id}_{ending}.tsv" for ending in CONFOUNDS]
+    chosen = (next((name for name in names if name in there), None) for names in (masks, confounds))
     mask_path, confounds_path = (os.path.join(folder, name) if name else "" for name in chosen)
     return mask_path, confounds_path
 
@@ -164,16 +174,19 @@ def _images_of_participant(folder: Path) -> list[dict[str, Any]]:
     for func in (one / "func" for one in (folder, *_bids_folders(folder, "ses"))):
         if func.is_dir():
             names = sorted(os.listdir(func))
-            beside = frozenset(name for name in names if name.endswith(("_mask.nii.gz", "_mask.nii", ".tsv")))
-            images = [name for name in names if name.endswith(("_bold.nii.gz", "_bold.nii"))]
+            beside = frozenset(name for name in names if name.endswith(BESIDE))
+            images = [
+                name for name in names if name.endswith(("_bold.nii.gz", "_bold.nii")) or OLD_NAME.fullmatch(name)
+            ]
             rows += [_image_row(func / name, folder.name.removeprefix("sub-"), beside) for name in images]
     return rows
 
 
 def _image_row(image: Path, participant: str, beside: frozenset[str]) -> dict[str, Any]:
-    parts = image.name.split("_")[:-1]
+    name = OLD_NAME.sub(r"\1_\2_desc-preproc_bold\3", image.name)
+    parts = name.split("_")[:-1]
     wrong = [part for part in parts if not re.fullmatch(r"[a-zA-Z]+-[A-Za-z0-9+]+", part)]
-    entities = bids2table.parse_bids_entities(image)
+    entities = bids2table.parse_bids_entities(image.with_name(name))
     reason = f"its name is not BIDS: {', '.join(map(repr, wrong))}" if wrong else None
     if reason is None and entities.get("sub") != participant:
         reason = f"its name is not that of the participant {participant}"
