@@ -121,10 +121,22 @@ def test_shards_that_do_not_fit_the_model(tmp_path, names, message):
         load_corpus([path], networks=networks, roi_names=[f"roi-{i}" for i in range(12)])
 
 
-@pytest.mark.parametrize(("lengths", "message"), [([30, 20], "the longest has 30"), ([60, 39], "sub-001.*found 39")])
-def test_scans_too_short(tmp_path, lengths, message):
-    with pytest.raises(UserError, match=message):
-        load_corpus([write_shard(tmp_path / "a.parquet", 2, lengths)])
+def test_scans_all_too_short(tmp_path):
+    with pytest.raises(UserError, match="the longest has 30"):
+        load_corpus([write_shard(tmp_path / "a.parquet", 2, [30, 20])])
+
+
+def test_a_scan_too_short_is_left_out_with_its_reason(tmp_path):
+    corpus = load_corpus([write_shard(tmp_path / "a.parquet", 3, [60, 39, 50])])
+    assert corpus.table["participant_id"].tolist() == ["000", "002"]
+    assert corpus.lengths.tolist() == [60, 50]
+    reason = "expected at least 40 samples (two patches), found 39"
+    assert corpus.left_out == [["fake", "sub-001_task-rest_run-1", reason]]
+    stored = read_table(tmp_path / "a.parquet")["bold"]
+    for scan, row in ((0, 0), (1, 2)):
+        start, length = int(corpus.starts[scan]), int(corpus.lengths[scan])
+        expected = np.frombuffer(stored[row], "<f2").reshape(12, length).T
+        np.testing.assert_array_equal(corpus.frames[start : start + length].numpy(), expected)
 
 
 def test_damaged_values_and_no_shards(tmp_path):

@@ -233,6 +233,18 @@ def test_shards_are_encoded_one_at_a_time(folder, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(both, pd.concat(alone, ignore_index=True))
 
 
+def test_a_scan_of_a_shard_that_is_too_short_is_left_out_with_its_reason(folder, tmp_path, capsys):
+    """Whether its shard holds others or not."""
+    write_shard(tmp_path / "b.parquet", 2, [60, 30], seed=1, prefix="b")
+    write_shard(tmp_path / "c.parquet", 1, 30, seed=1, prefix="c")
+    table = run(folder, tmp_path / "e.parquet", shards=[tmp_path / "b.parquet", tmp_path / "c.parquet"])
+    assert table["participant_id"].unique().tolist() == ["b000"]
+    reason = "expected at least 40 samples (two patches), found 30"
+    names = ["sub-b001_task-rest_run-1", "sub-c000_task-rest_run-1"]
+    assert read_metadata(tmp_path / "e.parquet")["excluded"] == [["fake", name, reason] for name in names]
+    assert f"left out {names[0]}: {reason}" in capsys.readouterr().err
+
+
 def test_shards_that_do_not_belong_together(folder, tmp_path):
     """What is checked across shards is checked before the first is encoded."""
     write_shard(tmp_path / "b.parquet", 2, 60, prefix="b", atlas={"name": "other", "sha256": "1" * 64})

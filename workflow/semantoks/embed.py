@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from semantoks.errors import UserError, run_command
-from semantoks.files import KEY, METADATA_KEY, parquet_options, provenance, replacing, sha256
+from semantoks.files import KEY, METADATA_KEY, parquet_options, provenance, read_table, replacing, sha256
 from semantoks.model.encoder import Encoder, scan_features
 from semantoks.model.encoder_folder import LoadedEncoder, load_encoder
-from semantoks.training.corpus import Corpus, describe_shards
+from semantoks.training.corpus import Corpus, describe_shards, too_short
 from semantoks.training.device import choose_device, choose_precision, keep_freed_memory
 from semantoks.training.encoder_corpus import crop_starts, load_matching_corpus
 from semantoks.training.hdf5 import Hdf5Scans
@@ -96,11 +96,18 @@ def select_features(tokens: Tensor, present: Tensor, settings: EmbedSettings) ->
 
 
 def shard_corpora(shards: Sequence[Path], loaded: LoadedEncoder) -> Iterator[Corpus]:
-    """One shard after another as the encoder's ROIs, after checking that all of them belong together."""
-    describe_shards(shards, min_frames=2 * loaded.config["model"]["patch"])
+    """One shard after another as the encoder's ROIs; one without a scan to encode is passed over."""
     for shard in shards:
-        if pq.read_metadata(shard).num_rows:
+        lengths = read_table(shard, ["n_frames"])["n_frames"]
+        if (lengths >= 2 * loaded.config["model"]["patch"]).any():
             yield load_matching_corpus([shard], loaded)
+
+
+def unusable_scans(shards: Sequence[Path], loaded: LoadedEncoder) -> list[list[str]]:
+    """Scans that cannot be encoded (cohort, recording, reason), after checking that the shards belong together."""
+    min_frames = 2 * loaded.config["model"]["patch"]
+    _, table = describe_shards(shards, min_frames=min_frames)
+    return too_short(table, min_frames)
 
 
 def hdf5_scans(path: Path, atlas: str, loaded: LoadedEncoder) -> Hdf5Scans:
@@ -144,8 +151,11 @@ def embed(inputs: Sequence[Path], weights: Path, settings: EmbedSettings, output
     loaded = load_encoder(weights)
     scans = hdf5_scans(inputs[0], atlas, loaded) if atlas else None
     corpora = shard_corpora(inputs, loaded) if scans is None else scans.corpora()
-    excluded = {} if scans is None else scans.unusable()
-    for name, reason in excluded.items():
+    if scans is None:
+        excluded = unusable_scans(inputs, loaded)
+    else:
+        excluded = [[inputs[0].stem, name, reason] for name, reason in scans.unusable().items()]
+    for _, name, reason in excluded:
         print(f"left out {name}: {reason}", file=sys.stderr)
     metadata = provenance(
         "embed",
@@ -154,7 +164,7 @@ def embed(inputs: Sequence[Path], weights: Path, settings: EmbedSettings, output
         encoder=output.stem,
         weights_sha256=sha256(loaded.path),
         pretrain_recordings=loaded.config["pretrain_recordings"],
-        excluded=[[inputs[0].stem, name, reason] for name, reason in excluded.items()],
+        excluded=excluded,
     )
     schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     encoder = loaded.encoder.to(device)

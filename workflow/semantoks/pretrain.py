@@ -196,6 +196,7 @@ def make_config(settings: PretrainSettings, corpus: Corpus, seed: int, kind: str
         "shard_settings": corpus.source.get("settings"),
         "settings": settings.as_dict(),
         "resolved": resolved_run(settings, corpus, seed),
+        "left_out": corpus.left_out,
         "pretrain_recordings": [list(key) for key in seen],
     }
 
@@ -230,6 +231,8 @@ def pretrain(
     config["resolved"]["corpus"] = place
     if process_rank() == 0:
         print(json.dumps(config["resolved"], indent=2), file=sys.stderr)
+        for _, name, reason in corpus.left_out:
+            print(f"left out {name}: {reason}", file=sys.stderr)
     if random_initialisation:
         save_weights(output, make_objective(settings, corpus, seed).state_dict(), config)
         write_text(output / "metrics.jsonl", "")

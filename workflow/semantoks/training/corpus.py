@@ -40,6 +40,7 @@ class Corpus:
     present_rows : [scan, N] bool, token rows (networks, or ROIs for the linear tokenizer) that have data.
     networks, roi_names, source : the shards' network table, ROI names, and the rest of their metadata.
     on_disk : ``frames`` are read from a file as crops touch them.
+    left_out : recordings of the shards that are not in it: cohort, recording, reason.
     """
 
     table: pd.DataFrame
@@ -51,6 +52,7 @@ class Corpus:
     roi_names: list[str]
     source: dict[str, Any] = field(default_factory=dict)
     on_disk: bool = False
+    left_out: list[list[str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -96,7 +98,7 @@ def load_corpus(
     paths : shard files of one atlas.
     min_network_valid : a network with a smaller share of valid ROIs is masked (DESIGN, 'a parcel without data').
     tokenizer : of the model; with ``linear`` every ROI is a token row of its own.
-    min_frames : shorter scans are an error; the shard stage excludes them with a reason.
+    min_frames : shorter scans are left out, with the reason in ``Corpus.left_out``.
     networks, roi_names : of the model, when there is one: ROIs are matched by name, and parcels that the shards
         do not have (no cerebellum, no subcortex) count as parcels without data.
     on_disk : frames are mapped from a file instead of held in memory (:func:`semantoks.training.frames.make_frames`).
@@ -104,9 +106,12 @@ def load_corpus(
     Raises
     ------
     UserError
-        For no scans, shards that differ in atlas, ROI order, networks or sampling, or do not fit the model.
+        For no scans that are long enough, shards that differ in atlas, ROI order, networks or sampling, or do not fit
+        the model.
     """
     metadata, table = describe_shards(paths, ["n_frames"], min_frames)
+    kept, left_out = (table["n_frames"] >= min_frames).to_numpy(), too_short(table, min_frames)
+    table = table[kept].reset_index(drop=True)
     shard_names = list(metadata["roi_names"])
     if networks is None or roi_names is None:
         networks, roi_names = NetworkTable.from_labels(metadata["networks"]), shard_names
@@ -118,7 +123,9 @@ def load_corpus(
 
     def fill(target: np.ndarray | None) -> np.ndarray:
         valid = np.zeros((len(table), len(roi_names)), dtype=bool)
-        for scan, (start, (bold, with_data)) in enumerate(zip(starts, _scans(paths), strict=True)):
+        for scan, (start, (bold, with_data)) in enumerate(
+            zip(starts, itertools.compress(_scans(paths), kept), strict=True)
+        ):
             if target is not None:
                 target[start : start + bold.shape[1], own] = bold.T
             valid[scan, own] = with_data
@@ -136,6 +143,7 @@ def load_corpus(
         roi_names=list(roi_names),
         source={key: value for key, value in metadata.items() if key in ("atlas", "settings")},
         on_disk=on_disk,
+        left_out=left_out,
     )
 
 
@@ -154,7 +162,7 @@ def describe_shards(
     Raises
     ------
     UserError
-        For no scans, a scan twice or too short, or shards that differ in atlas, ROI order, networks or sampling.
+        For no scans, none long enough, one twice, or shards that differ in atlas, ROI order, networks or sampling.
     """
     if not paths:
         raise UserError("--shards: expected at least one shard file, found none")
@@ -228,18 +236,22 @@ def _matching_columns(shard_names: list[str], model_names: list[str], path: Path
 
 
 def _check_lengths(table: pd.DataFrame, min_frames: int) -> None:
-    short = table[table["n_frames"] < min_frames]
-    if len(short) == len(table):
+    """At least one scan is long enough; the others are left out."""
+    longest = table["n_frames"].max()
+    if longest < min_frames:
         raise UserError(
             f"shards: expected scans of at least {min_frames} samples (two patches), found none among "
-            f"{len(table)}; the longest has {table['n_frames'].max()}; use shorter patches or longer scans"
+            f"{len(table)}; the longest has {longest}; use shorter patches or longer scans"
         )
-    if len(short):
-        row = short.iloc[0]
-        raise UserError(
-            f"{row['recording_id']}: expected at least {min_frames} samples (two patches), found {row['n_frames']} "
-            f"(and {len(short) - 1} more such scans); raise the shards' minimum length so that it excludes them"
-        )
+
+
+def too_short(table: pd.DataFrame, min_frames: int) -> list[list[str]]:
+    """Scans of a table that are left out: cohort, recording, reason."""
+    short = table.loc[table["n_frames"] < min_frames, ["cohort", "recording_id", "n_frames"]]
+    return [
+        [cohort, recording, f"expected at least {min_frames} samples (two patches), found {n_frames}"]
+        for cohort, recording, n_frames in short.itertuples(index=False)
+    ]
 
 
 def _scans(paths: Sequence[Path | str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
