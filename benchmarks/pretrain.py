@@ -30,7 +30,7 @@ from semantoks.objectives.self_distillation import SelfDistillation
 from semantoks.pretrain import compile_encoders, make_objective
 from semantoks.training.batches import Batches
 from semantoks.training.corpus import Corpus, load_corpus
-from semantoks.training.device import choose_device, choose_precision, keep_freed_memory
+from semantoks.training.device import choose_device, choose_precision, compute_reproducibly, keep_freed_memory
 from semantoks.training.optimiser import make_optimiser, optimiser_step
 from semantoks.training.sampling import Sampler
 from semantoks.training.settings import PRESETS, PretrainSettings, resolve_settings
@@ -252,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(arguments.device)
     if device.type == "cpu":
         keep_freed_memory()
+    compute_reproducibly(device)
     arguments.batch = arguments.batch or (512 if device.type == "cuda" else 64)
     with tempfile.TemporaryDirectory() as folder:
         shards = write_shards(Path(folder), 2 * arguments.batch)

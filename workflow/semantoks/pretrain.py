@@ -23,7 +23,7 @@ from semantoks.objectives.self_distillation import SelfDistillation
 from semantoks.training.batches import Batches
 from semantoks.training.checkpoint import Checkpoints, StopSignals, training_fingerprint
 from semantoks.training.corpus import Corpus, describe_shards, load_corpus
-from semantoks.training.device import choose_device, choose_precision, keep_freed_memory
+from semantoks.training.device import choose_device, choose_precision, compute_reproducibly, keep_freed_memory
 from semantoks.training.frames import Place, choose_place
 from semantoks.training.monitor import Monitor, measure
 from semantoks.training.optimiser import make_optimiser, optimiser_step
@@ -221,6 +221,8 @@ def pretrain(
     device = choose_device(settings.run.device)
     if device.type == "cpu":
         keep_freed_memory()
+    if settings.run.reproducible:
+        compute_reproducibly(device)
     model, min_frames = settings.model, 2 * settings.model.patch
     place = corpus_place(shards, settings, device, min_frames)
     corpus = load_corpus(

@@ -40,7 +40,7 @@ class SemanticTokenizer(nn.Module):
     roi_slots: Tensor
     channel_slots: Tensor
     live_channels: Tensor
-    toeplitz_taps: Tensor
+    toeplitz: Tensor
     kernel_norm: Tensor
 
     def __init__(self, networks: NetworkTable, width: int, dense_width: int, patch: int = 20) -> None:
@@ -64,11 +64,11 @@ class SemanticTokenizer(nn.Module):
         self.register_buffer("kernel_norm", torch.ones(n_networks, max(channels)))
         self._freeze_kernel_norm()
         self._register_layout(sizes, channels)
-        # tap of the long kernel that carries input sample s (column) to output sample t; LONG_TAPS where none does
+        # 1 where a tap of the long kernel carries input sample s to output sample t, [tap, t·patch + s]; a product with
+        # it, other than picking taps, has its gradient summed in the same order on every device
         samples = torch.arange(patch)
-        taps = samples[:, None] + _LONG_CENTRE - samples[None, :]
-        taps = torch.where((taps >= 0) & (taps < LONG_TAPS), taps, LONG_TAPS)
-        self.register_buffer("toeplitz_taps", taps.flatten(), persistent=False)
+        tap_of = (samples[:, None] + _LONG_CENTRE - samples[None, :]).flatten()
+        self.register_buffer("toeplitz", (torch.arange(LONG_TAPS)[:, None] == tap_of).float(), persistent=False)
 
     def _register_layout(self, sizes: list[int], channels: list[int]) -> None:
         """Where the ROIs and channels of each network lie: one after another, and side by side with padding."""
@@ -183,9 +183,10 @@ class SemanticTokenizer(nn.Module):
 
         [channels, output sample, input sample].
         """
-        kernels = F.pad(self.kernels(), (0, 1)).flatten(0, 1).index_select(0, self.live_channels)
+        kernels = self.kernels().flatten(0, 1).index_select(0, self.live_channels)
         skip = self.long_skip.flatten().index_select(0, self.live_channels)
-        matrices = kernels.index_select(1, self.toeplitz_taps).view(-1, self.patch, self.patch)
+        with torch.autocast(kernels.device.type, enabled=False):
+            matrices = (kernels @ self.toeplitz).view(-1, self.patch, self.patch)
         return matrices + torch.diag_embed(skip[:, None].expand(-1, self.patch))
 
 

@@ -43,6 +43,14 @@ def cpu_multiplies_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def compute_reproducibly(device: torch.device) -> None:
+    """Let a GPU sum in the same order every time; before its first use. A CPU does with the same number of threads."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def keep_freed_memory() -> None:
     """Let the C library (glibc; others are left alone) keep what a step frees for the next one.
 

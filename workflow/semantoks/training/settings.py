@@ -73,6 +73,7 @@ class RunSettings:
     precision : ``float32`` or ``bf16`` (autocast; weights, covariances and teacher stay float32); ``auto`` takes
         bf16 on GPUs and on CPUs with AVX-512-bf16 or AMX.
     compile : ``torch.compile`` the encoders; ``auto`` on GPUs.
+    reproducible : the same seed gives the same bits on one kind of GPU, too.
     corpus : where the scans lie: on the ``device`` when they fit, else in the ``host``'s memory, else on ``disk``;
         ``auto`` decides.
     threads : CPU threads; 0 leaves the choice to torch.
@@ -87,6 +88,7 @@ class RunSettings:
     device: str = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    reproducible: bool = True
     corpus: Literal["auto", "device", "host", "disk"] = "auto"
     threads: int = 0
     log_every: int = 0
