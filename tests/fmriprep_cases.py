@@ -18,13 +18,15 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from container_engine import Engine, busybox_root
-from semantoks import fmriprep, fmriprep_command, fmriprep_prepare
+from semantoks import fmriprep, fmriprep_command, fmriprep_database, fmriprep_prepare
 from semantoks.container_images import Image
 from semantoks.fmriprep_outputs import Target
 
 DIGEST = "sha256:" + "5a" * 32
 IMAGE = Image("docker.io/nipreps/fmriprep", "25.2.3", DIGEST)
 SPACE = "MNI152NLin6Asym:res-2"
+PINNED = (fmriprep, fmriprep_database, fmriprep_prepare)
+"""Modules that look up the image's digest."""
 RUNS = ("sub-01_task-rest_run-1", "sub-01_task-rest_run-2")
 
 # What stands in for fMRIPrep: writes the outputs of the runs it finds, then does what FAKE says.
@@ -116,6 +118,9 @@ def fmriprep_image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> 
     root = busybox_root(tmp_path_factory.mktemp("image") / "root")
     shutil.copy(REPOSITORY / "tests/fmriprep_stand_in.sh", root / "fmriprep")
     (root / "fmriprep").chmod(0o755)
+    (root / "bin/fmriprep").write_text("#!/bin/python\n")  # its first line says which Python has fMRIPrep
+    (root / "bin/python").write_text('#!/bin/sh\n[ "$1" = -c ] && { echo "$3"; ls "$3"; } > "$4/layout_index.sqlite"\n')
+    (root / "bin/python").chmod(0o755)
     surfaces = root / "opt/freesurfer/subjects/fsaverage/surf"
     surfaces.mkdir(parents=True)
     (surfaces / "of_file").write_text("a surface\n")
@@ -161,7 +166,7 @@ def run(tmp_path: Path, bids: Path, settings: dict[str, Any], monkeypatch: pytes
 @pytest.fixture
 def pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if `make pins` had found the digest."""
-    for module in (fmriprep, fmriprep_prepare):
+    for module in PINNED:
         monkeypatch.setattr(module, "find_image", lambda repository, tag: Image(repository, tag, DIGEST))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from container_engine import Engine
-from fmriprep_cases import RUNS, python_with, schema_defaults, write_outputs
+from fmriprep_cases import PINNED, RUNS, python_with, schema_defaults, write_outputs
 from semantoks import fmriprep, fmriprep_prepare
 from semantoks.container_images import Image
 from semantoks.errors import UserError
@@ -49,7 +49,7 @@ def wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def image(fmriprep_image: Image, monkeypatch: pytest.MonkeyPatch) -> Image:
     """The image in the place of fMRIPrep's own, as if `make pins` had found its digest."""
-    for module in (fmriprep, fmriprep_prepare):
+    for module in PINNED:
         monkeypatch.setattr(module, "find_image", lambda *_: fmriprep_image)
     return fmriprep_image
 
@@ -87,7 +87,6 @@ def told(place: Path) -> dict[str, str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_participant_goes_through_the_container(place: Path, preprocess: Preprocess, command: str) -> None:
     (place / "filter.json").write_text(json.dumps({"bold": {"task": "rest"}}))
-    (place / "database").mkdir()
     further = {"bids_filter_file": str(place / "filter.json"), "bids_database_folder": str(place / "database")}
     status = preprocess("success", "--threads", "4", "--mem-mb", "9000", engine=command, **further)
     assert (status["status"], status["reason"], status["runs"]) == ("done", None, list(RUNS))
@@ -103,7 +102,8 @@ def test_a_participant_goes_through_the_container(place: Path, preprocess: Prepr
     assert found["data writable"] == "no"
     assert found["interfaces"] == "lo", "no network"
     assert found["user"] == str(os.getuid())
-    assert {"--bids-filter-file", "--bids-database-dir", "-w"} <= set(words)
+    assert {"--bids-filter-file", "-w"} <= set(words)
+    assert "--bids-database-dir" not in words, "there is none, and fMRIPrep would begin to make one"
     assert not list((place / "work").iterdir()), "intermediate files go after success"
 
 
@@ -181,7 +181,7 @@ def test_an_image_that_is_not_there_is_named_with_the_command_that_fetches_it(
     place: Path, preprocess: Preprocess, monkeypatch: pytest.MonkeyPatch, image: Image, command: str
 ) -> None:
     other = Image(image.repository, image.tag, "sha256:" + "5a" * 32)
-    for module in (fmriprep, fmriprep_prepare):
+    for module in PINNED:
         monkeypatch.setattr(module, "find_image", lambda *_: other)
     with pytest.raises(UserError, match=rf"found none; fetch it with `{command} pull {other.reference}`"):
         preprocess("success", engine=command)
@@ -205,15 +205,20 @@ def test_templates_are_bound_read_only_and_annexed_data_where_their_links_lead(
 
 @pytest.mark.usefixtures("image", "wrapper")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_fsaverage_is_copied_out_of_the_image_once(place: Path, command: str) -> None:
+def test_fsaverage_is_copied_out_of_the_image_and_a_database_made_in_it_once(place: Path, command: str) -> None:
     settings = schema_defaults("fmriprep") | {"engine": command, "licence": str(place / "license.txt")}
-    given = ["--settings", json.dumps(settings), "--output-derivatives", str(place / "out")]
+    settings["bids_database_folder"] = str(place / "database")
+    given = ["--settings", json.dumps(settings), "--bids", str(place / "bids")]
+    given += ["--output-derivatives", str(place / "out")]
     for _ in range(2):
         fmriprep_prepare.main([*given, "--output", str(place / "prepared.json")])
         assert json.loads((place / "prepared.json").read_text()) == {"problem": None}
     copied = place / "out/sourcedata/freesurfer/fsaverage/surf/lh.white"
     assert copied.read_text() == "a surface\n"
     assert not copied.is_symlink()
+    database = place / "database/layout_index.sqlite"
+    assert database.read_text().split() == ["/data", *sorted(path.name for path in (place / "bids").iterdir())]
+    assert [path.name for path in database.parent.iterdir()] == [database.name]
 
 
 def started(place: Path, repository: Path, **changed: Any) -> subprocess.Popen[str]:

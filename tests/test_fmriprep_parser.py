@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from bids_trees import raw
 from conftest import REPOSITORY
 from fmriprep_cases import python_with
 from semantoks.container_images import Image
 from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
+from semantoks.fmriprep_database import _PROGRAM, knows, make_database
 from semantoks.fmriprep_outputs import Target
 
 pytestmark = pytest.mark.slow
@@ -125,3 +127,27 @@ def test_every_key_reaches_fmriprep(python: Path, folders: Path) -> None:
     }
     assert {name: options[name] for name in expected} == expected
     assert "MNI152NLin2009cAsym" in options["output_spaces"]
+
+
+def test_the_database_made_beforehand_is_what_fmriprep_reads(
+    python: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fMRIPrep opens it without reading the dataset: what was added later is not in it."""
+    monkeypatch.setenv("PATH", f"{python.parent}:{os.environ['PATH']}")
+    defaults = {key: entry["default"] for key, entry in SCHEMA["properties"].items()}
+    settings = FmriprepSettings(**(defaults | {"engine": "native"}))
+    raw(folders / "bids", "sub-01_task-rest")
+    assert not knows(folders / "base", "01")
+    assert make_database(settings, folders / "bids", folders / "base") is None
+    raw(folders / "bids", "sub-02_task-rest")
+    before = (folders / "base/layout_index.sqlite").read_bytes()
+    assert make_database(settings, folders / "bids", folders / "base") is None
+    assert (folders / "base/layout_index.sqlite").read_bytes() == before, "made once"
+    assert [knows(folders / "base", label) for label in ("01", "02", "0")] == [True, False, False]
+    words = [str(python), "-c", _PROGRAM + "print(*config.execution.layout.get_subjects())"]
+    ended = subprocess.run([*words, str(folders / "bids"), str(folders / "base")], capture_output=True, text=True)
+    assert ended.stdout.split() == ["01"], ended.stderr
+    problem = make_database(settings, folders / "absent", folders / "other")
+    assert problem is not None
+    assert "exit code 1" in problem
+    assert not list((folders / "other").iterdir())

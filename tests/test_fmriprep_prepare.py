@@ -14,7 +14,14 @@ from semantoks.errors import UserError
 
 def prepare(tmp_path: Path, settings: dict[str, Any], **changed: Any) -> str | None:
     """Run the step before; the problem that it wrote down."""
-    where = ["--output-derivatives", str(tmp_path / "out"), "--output", str(tmp_path / "prepared.json")]
+    where = [
+        "--bids",
+        str(tmp_path / "bids"),
+        "--output-derivatives",
+        str(tmp_path / "out"),
+        "--output",
+        str(tmp_path / "prepared.json"),
+    ]
     fmriprep_prepare.main(["--settings", json.dumps(settings | changed), *where])
     problem: str | None = json.loads((tmp_path / "prepared.json").read_text())["problem"]
     return problem

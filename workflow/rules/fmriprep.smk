@@ -21,10 +21,11 @@ rule fmriprep_prepare:
         None
     params:
         settings=settings.fmriprep_json,
+        bids=lambda wildcards: settings.cohort(wildcards.cohort).source["path"],
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
     shell:
         "python -m semantoks.fmriprep_prepare --settings {params.settings:q} --running {input.running:q}"
-        " --output-derivatives {params.derivatives:q} --output {output:q} > {log:q} 2>&1"
+        " --bids {params.bids:q} --output-derivatives {params.derivatives:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule fmriprep:

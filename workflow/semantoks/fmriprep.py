@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from semantoks.container_images import find_image
 from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
+from semantoks.fmriprep_database import knows
 from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs
 from semantoks.fmriprep_prepare import check_ready, prepare, subjects_folder
 from semantoks.fmriprep_process import Ended, end_containers, run_and_show
@@ -81,7 +82,7 @@ def preprocess(
     command, variables = command_of(settings, job)
     check_ready(settings)
     if not prepared:
-        prepare(settings, job.derivatives)
+        prepare(settings, job.derivatives, job.bids)
     if settings.before_command:
         before = run(*_own_command(settings.before_command, job))
         if before.code:
@@ -133,6 +134,10 @@ def _judge(ended: Ended, job: Job, attempt: Attempt, command: str) -> dict[str, 
 
 def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[str, str]]:
     """The command for a job and the environment variables it needs."""
+    database = settings.bids_database_folder
+    if database and not knows(Path(database), job.target.participant):
+        print(f"{database}: no database with sub-{job.target.participant}, so this job reads the dataset itself")
+        settings = replace(settings, bids_database_folder=None)
     image = None if settings.engine == "native" else find_image(settings.image, settings.version)
     return build_command(settings, job, _licence(settings), image, _linked_folders(job))
 

@@ -12,8 +12,7 @@ from semantoks.container_images import Image
 from semantoks.errors import UserError
 from semantoks.fmriprep_outputs import Target
 
-# Where things lie inside a container.
-_INSIDE = {
+INSIDE = {
     "bids": "/data",
     "derivatives": "/out",
     "work": "/work",
@@ -22,6 +21,7 @@ _INSIDE = {
     "database": "/bids_database",
     "freesurfer": "/subjects",
 }
+"""Where things lie inside a container."""
 _TEMPLATEFLOW, _HOME = "/templateflow", "/home/runner"
 _TEMPLATEFLOW_OF_IMAGE = "/home/fmriprep/.cache/templateflow"
 _MOST_OMP_THREADS = 8
@@ -115,11 +115,11 @@ def build_command(
     assert image is not None
     if settings.engine == "docker":
         return _docker(settings, job, places, image, linked_folders), {}
-    binds = [(path, _INSIDE[name], name in ("bids", "licence", "filter")) for name, path in places.items()]
+    binds = [(path, INSIDE[name], name in ("bids", "licence", "filter")) for name, path in places.items()]
     if settings.templateflow:
         binds.append((str(Path(settings.templateflow).absolute()), _TEMPLATEFLOW, True))
     binds += [(str(folder), str(folder), True) for folder in linked_folders]
-    arguments = fmriprep_arguments(settings, job, {name: _INSIDE[name] for name in places})
+    arguments = fmriprep_arguments(settings, job, {name: INSIDE[name] for name in places})
     engine = _podman if settings.engine == "podman" else _apptainer
     return [*engine(settings, job, binds, image), *arguments], {}
 

@@ -1,4 +1,4 @@
-"""What all participants of fMRIPrep share, made once before the first of them starts: templates, and ``fsaverage``.
+"""What all participants of fMRIPrep share, made once before the first starts: templates, ``fsaverage``, a database.
 
 Runs where the workflow was started, because compute nodes often have no network. What keeps it from succeeding is
 written down, and a participant that has to run tries again: where all are finished nothing of it is needed.
@@ -22,6 +22,7 @@ from semantoks.container_images import Image, find_image
 from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import FmriprepSettings, apptainer_file
+from semantoks.fmriprep_database import make_database
 from semantoks.fmriprep_process import clean_environment
 
 _EXECUTABLES = {
@@ -186,13 +187,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.fmriprep_prepare", description=__doc__)
     parser.add_argument("--settings", type=json.loads, required=True, help="keys that decide about results, as JSON")
     parser.add_argument("--running", type=Path, help="file with all other keys of the section (JSON)")
+    parser.add_argument("--bids", type=Path, required=True, help="BIDS folder")
     parser.add_argument("--output-derivatives", type=Path, required=True, help="folder for what fMRIPrep writes")
     parser.add_argument("--output", type=Path, required=True, help="file to write (JSON): what is there")
     arguments = parser.parse_args(argv)
     settings = FmriprepSettings(**arguments.settings, **(read_json(arguments.running) if arguments.running else {}))
     problem = None
     try:
-        prepare(settings, arguments.output_derivatives)
+        prepare(settings, arguments.output_derivatives, arguments.bids)
     except UserError as error:
         problem = str(error)
         print(f"not prepared: {error}")
@@ -204,8 +206,8 @@ def subjects_folder(settings: FmriprepSettings, derivatives: Path) -> Path:
     return Path(settings.freesurfer_folder or derivatives / "sourcedata" / "freesurfer").absolute()
 
 
-def prepare(settings: FmriprepSettings, derivatives: Path) -> None:
-    """Fetch templates and copy ``fsaverage``, as the settings ask for it."""
+def prepare(settings: FmriprepSettings, derivatives: Path, bids: Path) -> None:
+    """Fetch templates, copy ``fsaverage`` and make a database of the dataset, as the settings ask for it."""
     check_ready(settings)
     if settings.templateflow:
         templates = wanted_templates(settings.output_spaces)
@@ -214,6 +216,10 @@ def prepare(settings: FmriprepSettings, derivatives: Path) -> None:
     if settings.freesurfer:
         subjects = subjects_folder(settings, derivatives)
         print(f"fsaverage {'copied to' if copy_fsaverage(settings, subjects) else 'was in'} {subjects}")
+    if settings.bids_database_folder:
+        folder = Path(settings.bids_database_folder).absolute()
+        problem = make_database(settings, bids.absolute(), folder)
+        print(f"{folder}: {f'no database, jobs go without: {problem}' if problem else 'database is there'}")
 
 
 if __name__ == "__main__":
