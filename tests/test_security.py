@@ -21,6 +21,7 @@ HARMLESS = {
     *("wildcards.row", "wildcards.batch", "wildcards.protocol"),  # constrained to letters, digits, - and _
     *("params.module", "params.untrained"),  # words of the rules
     *("params.embeddings", "params.shards", "params.pretrain_shards", "params.qc", "params.weights"),  # by as_arguments
+    *("params.fitted_splits", "params.fitted_shards"),  # the same
 }
 
 
