@@ -25,7 +25,7 @@ import pytest
 import synthetic_images as synthetic
 from bids_trees import cohort, derivative, raw
 from conftest import REPOSITORY
-from semantoks import atlas, index, networks, parcellate
+from semantoks import atlas, index, networks
 from semantoks.batches import update_batches
 from semantoks.errors import run_command
 from semantoks.files import read_table
@@ -73,6 +73,20 @@ def rewritten(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Row], Row
     def spoil(row: Row) -> Row:
         image = nibabel.load(row["bold_path"])
         nibabel.save(nibabel.Nifti1Image(change(np.asarray(image.dataobj).copy()), image.affine), row["bold_path"])
+        return row
+
+    return spoil
+
+
+def in_colour(row: Row) -> Row:
+    colours = np.zeros((*SHAPE, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, synthetic.affine()), row["bold_path"])
+    return row
+
+
+def without_permission(name: str) -> Callable[[Row], Row]:
+    def spoil(row: Row) -> Row:
+        Path(row[name]).chmod(0)
         return row
 
     return spoil
@@ -130,6 +144,10 @@ RECORDINGS = {
     "truncated nii": (short_uncompressed, "expected 200 volumes, found [0-9]+"),
     "3D image": (rewritten(lambda data: data[..., 0]), "expected a 4D image, found 3D"),
     "one volume": (rewritten(lambda data: data[..., :1]), "expected a time series, found 1 volume"),
+    "colour image": (in_colour, "expected real numbers, found "),
+    "image without permission": (without_permission("bold_path"), "found something unreadable .Could not read file"),
+    "mask without permission": (without_permission("mask_path"), "found something unreadable .Could not read file"),
+    "confounds without permission": (without_permission("confounds_path"), "Permission denied"),
     "complex numbers": (rewritten(lambda data: data.astype(np.complex64)), "expected real numbers, found .*complex64"),
     "NaN volume": (rewritten(nan_volume), "NaN or infinity in volume 37"),
     "constant image": (rewritten(lambda data: np.full_like(data, 7)), "no parcel with data"),
@@ -178,8 +196,18 @@ def parcellated(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     settings |= {"minimum_coverage": 0.5, "minimum_degrees_of_freedom": 10}
     arguments = ["--settings", json.dumps(settings), "--atlas", str(synthetic.atlas_folder(folder / "atlas"))]
     arguments += ["--index", str(synthetic.write_index(folder / "index.parquet", rows)), "--batch", "batch-0001"]
-    parcellate.main([*arguments, "--output", str(folder / "out.parquet"), "--workers", "2"])
+    ended = run_without_privileges("parcellate", *arguments, "--output", folder / "out.parquet", "--workers", "2")
+    assert ended.returncode == 0, ended.stderr
     return read_table(folder / "out.parquet").set_index("recording_id")
+
+
+def run_without_privileges(stage: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command of a stage; as root without the right to read what nobody may read."""
+    words = [sys.executable, "-m", f"semantoks.{stage}", *map(str, arguments)]
+    if os.geteuid() == 0:
+        words = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *words]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "workflow"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(words, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize("kind", RECORDINGS)
@@ -254,6 +282,11 @@ INDEXED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "sparse acquisition": (with_volume_timing, r"sparse acquisition \(VolumeTiming\)"),
     "empty image": (lambda image: image.write_bytes(b""), "empty image"),
     "annex pointer": (as_pointer, "unreadable image"),
+    "image without permission": (lambda image: image.chmod(0), "unreadable image: .*Permission denied"),
+    "sidecar without permission": (
+        lambda image: sidecar_of(image).chmod(0),
+        "unreadable sidecar of .*: .*Permission denied",
+    ),
     "link to nothing": (as_link_to_nothing, "is a link to nothing"),
     "damaged start": (damaged, "unreadable image"),
     "cut inside the header": (cut_in_header, "unreadable image"),
@@ -274,7 +307,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     update_batches(settings, folder / "batches", 100)
     output = folder / "index.parquet"
     batch = folder / "batches" / "part-0001.tsv"
-    index.main(["--settings", json.dumps(settings), "--batch", str(batch), "--output", str(output)])
+    ended = run_without_privileges("index", "--settings", json.dumps(settings), "--batch", batch, "--output", output)
+    assert ended.returncode == 0, ended.stderr
     return read_table(output).set_index("participant_id")
 
 
@@ -441,6 +475,22 @@ def test_a_full_disk_is_one_message_and_leaves_no_half_file(tmp_path: Path) -> N
     assert "Traceback" not in ended.stderr
     assert output.read_bytes() == b"what was there before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.parquet", "joined.parquet"]
+
+
+def test_a_disk_that_is_really_full_is_one_message(small_disk: Path, tmp_path: Path) -> None:
+    names = np.random.default_rng(0).integers(10**15, size=100_000).astype(str)
+    rows = [synthetic.index_row(f"sub-{name}", bold_path=f"{name}.nii.gz") for name in names]
+    table = synthetic.write_index(tmp_path / "index.parquet", rows)
+    output = small_disk / "joined.parquet"
+    output.write_bytes(b"what was there before")
+    given = ["--settings", '{"name": "boxes"}', "--join", str(table), "--output", str(output)]
+    ended = run_without_privileges("index", *given)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith(f"error: {output}: "), ended.stderr
+    assert "free some" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert output.read_bytes() == b"what was there before"
+    assert [path.name for path in small_disk.iterdir()] == ["joined.parquet"]
 
 
 def test_the_tables_hold_at_least_thirty_kinds() -> None:

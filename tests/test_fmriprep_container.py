@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +142,6 @@ def test_a_killed_container_fails_the_job_until_its_last_attempt(
     assert not (place / "status/sub-01.json").exists()
     status = preprocess("killed once", "--attempt", "2", "--attempts", "2", engine=command)
     assert status["status"] == "done", "the second attempt went on in the work folder of the first"
-
-
-@pytest.fixture
-def small_disk(place: Path) -> Iterator[Path]:
-    """A work folder of one megabyte, which is really full."""
-    folder = place / "scratch"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_is_the_reason(small_disk: Path, place: Path, preprocess: Preprocess) -> None:
