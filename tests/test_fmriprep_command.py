@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fmriprep_cases import DIGEST, IMAGE, SPACE, Runner
-from semantoks import fmriprep, fmriprep_command
+from semantoks import fmriprep, fmriprep_command, fmriprep_dry_run
+from semantoks.errors import UserError
 
 ARGUMENTS = "participant --participant-label 01 --nthreads 12 --omp-nthreads 8 --mem_mb 14400 --output-spaces"
 END = f"{SPACE} --random-seed 0 --notrack"
@@ -127,6 +129,25 @@ def test_dry_run_prints_the_command_and_what_keeps_it_from_starting(
     assert "this would not start" in printed.err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "work").exists()
+
+
+def test_dry_run_of_a_configuration_shows_the_command_of_each_cohort(
+    bids: Path, licence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = {"type": "bids", "path": str(bids), "derivatives": str(tmp_path / "out")}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"source": source, "tasks": ["rest"]}))
+    options = {"engine": "podman", "licence": str(licence), "work_folder": "/scratch"}
+    config = {"cohorts": [str(tmp_path / "study.yaml")], "atlas": {"name": "own"}, "fmriprep": options}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    fmriprep_dry_run.main(["--configfile", str(tmp_path / "config.yaml")])
+    printed = capsys.readouterr()
+    title, line = printed.out.splitlines()
+    assert title == "# study, sub-01"
+    assert line.startswith(f"podman run --rm --pull=never --volume {bids}:/data:ro --volume {tmp_path}/out:/out")
+    assert "--volume /scratch/sub-01:/work" in line
+    assert "this would not start" in printed.err
+    with pytest.raises(UserError, match="cohort study: expected participant sub-77 in"):
+        fmriprep_dry_run.main(["--configfile", str(tmp_path / "config.yaml"), "--participant", "sub-77"])
 
 
 def test_targets_of_links_are_bound_once(bids: Path, tmp_path: Path, job: fmriprep_command.Job) -> None:

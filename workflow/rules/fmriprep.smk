@@ -54,7 +54,7 @@ rule fmriprep:
         settings=settings.fmriprep_json,
         bids=lambda wildcards: settings.cohort(wildcards.cohort).source["path"],
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
-        runs=lambda wildcards: json.dumps(settings.cohort(wildcards.cohort).wanted_runs, sort_keys=True),
+        runs=lambda wildcards: settings.cohort(wildcards.cohort).runs_json,
         work=lambda wildcards: RESULTS / wildcards.cohort / "fmriprep" / "work",
     shell:
         "python -m semantoks.fmriprep --settings {params.settings:q} --running {input.running:q} --bids {params.bids:q}"

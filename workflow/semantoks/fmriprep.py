@@ -136,7 +136,8 @@ def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[st
     """The command for a job and the environment variables it needs."""
     database = settings.bids_database_folder
     if database and not knows(Path(database), job.target.participant):
-        print(f"{database}: no database with sub-{job.target.participant}, so this job reads the dataset itself")
+        told = f"{database}: no database with sub-{job.target.participant}, so this job reads the dataset itself"
+        print(told, file=sys.stderr)
         settings = replace(settings, bids_database_folder=None)
     image = None if settings.engine == "native" else find_image(settings.image, settings.version)
     return build_command(settings, job, _licence(settings), image, _linked_folders(job))

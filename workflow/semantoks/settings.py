@@ -67,6 +67,11 @@ class Cohort:
         tasks = self.settings["tasks"]
         return {**self.settings["entities"], **({} if tasks is None else {"task": tasks})}
 
+    @property
+    def runs_json(self) -> str:
+        """``wanted_runs`` as JSON, in the form in which the stage ``fmriprep`` receives them."""
+        return json.dumps(self.wanted_runs, sort_keys=True)
+
     def probe_json(self, **sections: Any) -> str:
         """What probes need to know of the cohort, with further sections, as JSON."""
         chosen = {key: self.settings[key] for key in PROBE_KEYS}
