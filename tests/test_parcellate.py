@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import json
 import os
+import resource
 import signal
+import sys
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic_images as synthetic
 from nilearn.image import resample_to_img
@@ -24,7 +30,7 @@ from semantoks.denoise import design, load_strategy
 from semantoks.errors import UserError
 from semantoks.files import read_metadata, read_table
 from semantoks.isolation import CrashError, run_isolated
-from semantoks.parcel_means import open_bold, parcel_means
+from semantoks.parcel_means import open_bold, parcel_means, voxels_of_parcels
 from synthetic_images import INDEX, N_VOLUMES, NAMES, SHAPE, TR
 
 SETTINGS = {
@@ -155,7 +161,9 @@ def test_tsnr_is_mean_over_deviation_per_voxel(random: np.random.Generator, atla
     path = atlas / "bold.nii.gz"
     nibabel.save(image, path)
     labels = synthetic.atlas_labels()
-    parcels = parcel_means(open_bold(path), labels, np.array(INDEX), np.ones(SHAPE, dtype=bool), first=3)
+    parcels = parcel_means(
+        open_bold(path), voxels_of_parcels(labels, np.array(INDEX)), np.ones(SHAPE, dtype=bool), first=3
+    )
     data = np.asarray(image.dataobj)[..., 3:]
     expected = [(data.mean(-1) / data.std(-1))[labels == index].mean() for index in INDEX]
     np.testing.assert_allclose(parcels.tsnr, expected, rtol=1e-4)
@@ -301,7 +309,7 @@ def test_values_planted_in_named_parcels_of_the_real_atlas_come_back(
     nibabel.save(nibabel.Nifti1Image(data, affine), tmp_path / "bold.nii.gz")
     index = np.arange(1, 458)
     on_image, _, volume = parcellate.atlas_on_grid(tmp_path / "atlas", shape, tuple(affine.ravel()), tuple(index))
-    parcels = parcel_means(open_bold(tmp_path / "bold.nii.gz"), on_image, index, np.ones(shape, dtype=bool))
+    parcels = parcel_means(open_bold(tmp_path / "bold.nii.gz"), on_image, np.ones(shape, dtype=bool))
     names = made.table["name"].tolist()
     for name in ["7Networks_LH_Vis_1", "7Networks_LH_Default_pCunPCC_7", "HIP-head-m-lh"]:
         position = names.index(name)
@@ -358,6 +366,77 @@ def test_an_unknown_batch_and_an_atlas_without_image_are_errors(atlas: Path, tmp
     with pytest.raises(UserError, match="atlas without image"):
         parcellate.main([*arguments, "--batch", "batch-0001"])
     assert not (tmp_path / "out.parquet").exists()
+
+
+def segfault() -> None:
+    faulthandler.disable()
+    ctypes.string_at(0)
+
+
+def exceed_a_limit() -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
+    np.ones(10**8)
+
+
+def exhaust_a_control_group() -> None:
+    (CONTROL_GROUP / "cgroup.procs").write_text(str(os.getpid()))
+    np.ones(10**8)
+
+
+CONTROL_GROUP = Path("/sys/fs/cgroup/memory") / f"semantoks-test-{os.getpid()}"
+
+
+@pytest.fixture
+def control_group() -> Iterator[None]:
+    """A control group of 64 MiB, as Slurm makes one for a job; version 1, where the kernel offers it to us."""
+    try:
+        CONTROL_GROUP.mkdir()
+        (CONTROL_GROUP / "memory.limit_in_bytes").write_text(str(2**26))
+    except OSError as error:
+        pytest.skip(f"no memory control group can be made here: {error}")
+    yield
+    CONTROL_GROUP.rmdir()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux enforces them")
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (segfault, "parcellation crashed: its process was ended by SIGSEGV"),
+        (exceed_a_limit, "Unable to allocate"),
+        (exhaust_a_control_group, "parcellation crashed: its process was ended by SIGKILL (out of memory?)"),
+    ],
+)
+def test_a_recording_that_crashes_or_eats_all_memory_leaves_its_batch_alone(
+    random: np.random.Generator,
+    atlas: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    fault: Callable[[], None],
+    reason: str,
+) -> None:
+    if fault is exhaust_a_control_group:
+        request.getfixturevalue("control_group")
+    real = parcellate.parcellate_recording
+
+    def faulty(row: Mapping[str, Any], *arguments: Any) -> dict[str, Any]:
+        if row["recording_id"] == "sub-01":
+            fault()
+        return real(row, *arguments)
+
+    monkeypatch.setattr(parcellate, "parcellate_recording", faulty)
+    image = synthetic.bold_image(synthetic.planted_series(random), random, noise=5)
+    rows = [synthetic.write_recording(tmp_path, f"sub-0{number}", image, None) for number in range(3)]
+    settings = parcellate.ParcellateSettings(**SETTINGS)
+    files = parcellate.AtlasFiles.read(atlas)
+    table = parcellate.parcellate_batch(pd.DataFrame(rows), files, load_strategy("none"), settings, workers=2)
+    found = dict(zip(table["recording_id"].to_pylist(), table["exclude_reason"].to_pylist(), strict=True))
+    assert found["sub-00"] is None
+    assert found["sub-02"] is None
+    assert found["sub-01"].startswith(reason)
+    assert table["bold"].null_count == 1
 
 
 def crash_on_two(number: int) -> int:

@@ -123,16 +123,43 @@ class ParcelMeans:
     """[ROI], temporal mean over temporal standard deviation per voxel, averaged over the parcel; NaN without data."""
 
 
-def parcel_means(
-    bold: Bold, labels: Labels, index: NDArray[np.integer], mask: NDArray[np.bool_], first: int = 0
-) -> ParcelMeans:
+@dataclass(frozen=True)
+class ParcelVoxels:
+    """The voxels of an atlas on the grid of an image, parcel after parcel; made once for all images of that grid."""
+
+    counts: NDArray[np.int64]
+    """[ROI], voxels of each parcel."""
+    position: NDArray[np.intp]
+    """[voxel], where each labelled voxel lies, first axis fastest."""
+    parcel: NDArray[np.intp]
+    """[voxel], number of its parcel; never falls."""
+
+
+def voxels_of_parcels(labels: Labels, index: NDArray[np.integer]) -> ParcelVoxels:
+    """Sort the voxels of a label image by parcel.
+
+    Parameters
+    ----------
+    labels : int32 [x, y, z].
+    index : [ROI], the label of each parcel; labels are matched by value, never by position.
+    """
+    number = np.full(max(int(labels.max()), int(index.max())) + 1, -1, dtype=np.intp)
+    number[index] = np.arange(len(index))
+    number[0] = -1
+    of_voxel = number[labels.ravel(order="F")]
+    labelled = np.flatnonzero(of_voxel >= 0)
+    position = labelled[np.argsort(of_voxel[labelled], kind="stable")]
+    parcel = of_voxel[position]
+    return ParcelVoxels(np.bincount(parcel, minlength=len(index)), position, parcel)
+
+
+def parcel_means(bold: Bold, atlas: ParcelVoxels, mask: NDArray[np.bool_], first: int = 0) -> ParcelMeans:
     """Average the voxels of each parcel that lie inside the mask and hold data.
 
     Parameters
     ----------
     bold : the image.
-    labels : int32 [x, y, z] on the grid of the image.
-    index : [ROI], the label of each parcel; labels are matched by value, never by position.
+    atlas : the voxels of each parcel on the grid of the image.
     mask : bool [x, y, z].
     first : number of volumes to leave out at the start.
 
@@ -141,42 +168,35 @@ def parcel_means(
     UserError
         Damaged file, or a volume in which most voxels are not finite.
     """
-    of_voxel = _parcel_of_voxel(labels, index)
-    voxels = np.bincount(of_voxel[of_voxel >= 0], minlength=len(index))
-    where = np.flatnonzero((of_voxel >= 0) & mask.ravel(order="F"))
-    where = where[np.argsort(of_voxel[where], kind="stable")]
-    sums = _accumulate(bold, where, of_voxel[where], len(index), first)
+    n_rois = len(atlas.counts)
+    inside = mask.ravel(order="F")[atlas.position]
+    where, parcel = atlas.position[inside], atlas.parcel[inside]
+    sums = _accumulate(bold, where, parcel, n_rois, first)
     finite = np.isfinite(sums.squares)
     if not finite.all():
         _refuse_broken_volumes(sums, bold.path, first)
-        where = where[finite]
-        sums = _accumulate(bold, where, of_voxel[where], len(index), first)
+        where, parcel = where[finite], parcel[finite]
+        sums = _accumulate(bold, where, parcel, n_rois, first)
     varying = sums.squares > 0
-    counts = np.bincount(of_voxel[where[varying]], minlength=len(index))
+    parcel = parcel[varying]
+    counts = np.bincount(parcel, minlength=n_rois)
 
     def average(values: NDArray[np.floating]) -> NDArray[np.float64]:
-        total = np.bincount(of_voxel[where[varying]], values[varying], minlength=len(index))
-        mean: NDArray[np.float64] = np.divide(total, counts, out=np.full(len(index), np.nan), where=counts > 0)
+        total = np.bincount(parcel, values[varying], minlength=n_rois)
+        mean: NDArray[np.float64] = np.divide(total, counts, out=np.full(n_rois, np.nan), where=counts > 0)
         return mean
 
     with np.errstate(divide="ignore", invalid="ignore"):
         changes = sums.parcels / counts
-    means = average(sums.base)[:, None] + changes.T
-    return ParcelMeans(means, voxels, counts, average(sums.tsnr()))
-
-
-def _parcel_of_voxel(labels: Labels, index: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Position of each voxel's parcel in ``index``, −1 for none; flat, first axis fastest."""
-    flat = labels.ravel(order="F")
-    position = np.full(max(int(flat.max()), int(index.max())) + 1, -1, dtype=np.int64)
-    position[index] = np.arange(len(index))
-    position[0] = -1
-    return position[flat]
+    means = (average(sums.base)[:, None] + changes.T) * bold.slope + bold.intercept
+    return ParcelMeans(
+        means, atlas.counts, counts, np.sign(bold.slope) * average(sums.tsnr(bold.intercept / bold.slope))
+    )
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """What one pass over an image leaves: sums of differences to the first volume.
+    """What one pass over an image leaves: sums of differences to the first volume, in the units stored.
 
     The differences are small, so that float32 holds them well, and exactly 0 for a constant voxel, which therefore
     adds nothing to its parcel.
@@ -191,35 +211,37 @@ class _Sums:
     parcels: NDArray[np.float64]
     """Sum over voxels [time, ROI]."""
 
-    def tsnr(self) -> NDArray[np.float64]:
-        """Mean over standard deviation (ddof 0) of each voxel."""
+    def tsnr(self, intercept: float) -> NDArray[np.float64]:
+        """Mean over standard deviation (ddof 0) of each voxel; ``intercept`` of the image in units stored."""
         shift = self.total.astype(np.float64) / len(self.parcels)
         variance = self.squares / len(self.parcels) - shift**2
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio: NDArray[np.float64] = (self.base + shift) / np.sqrt(np.maximum(variance, np.finfo(np.float32).tiny))
+            mean = self.base + shift + intercept
+            ratio: NDArray[np.float64] = mean / np.sqrt(np.maximum(variance, np.finfo(np.float32).tiny))
         return ratio
 
 
-def _accumulate(
-    bold: Bold, where: NDArray[np.integer], parcel: NDArray[np.integer], n_parcels: int, first: int
-) -> _Sums:
-    """Read the file once. ``where``: voxels sorted by parcel; ``parcel``: the parcel of each."""
-    base, total, squares = np.zeros((3, len(where)), dtype=np.float32)
-    parcels = np.zeros((bold.n_volumes - first, n_parcels))
-    present, starts = np.unique(parcel, return_index=True)
+def _accumulate(bold: Bold, where: NDArray[np.intp], parcel: NDArray[np.intp], n_rois: int, first: int) -> _Sums:
+    """Read the file once, everything of a volume while it is in the processor's cache.
+
+    ``where``: voxels sorted by parcel; ``parcel``: the parcel of each.
+    """
+    base, total, squares, values = np.zeros((4, len(where)), dtype=np.float32)
+    taken = np.empty(len(where), dtype=bold.dtype)
+    parcels = np.zeros((bold.n_volumes - first, n_rois))
+    counts = np.bincount(parcel, minlength=n_rois)
+    present = np.flatnonzero(counts)
+    starts = (np.cumsum(counts) - counts)[present]
     with np.errstate(invalid="ignore", over="ignore"):
         for number, volume in enumerate(volumes(bold), -first):
             if number < 0 or not len(where):
                 continue
-            values = volume.take(where, mode="clip").astype(np.float32)
-            if bold.slope != 1 or bold.intercept != 0:
-                values *= np.float32(bold.slope)
-                values += np.float32(bold.intercept)
+            volume.take(where, mode="clip", out=taken)
             if number == 0:
-                base = values.copy()
-            values -= base
+                base[:] = taken
+            np.subtract(taken, base, out=values, dtype=np.float32, casting="unsafe")
+            parcels[number, present] = np.add.reduceat(values, starts)  # numpy sums float32 pairwise
             total += values
-            parcels[number, present] = np.add.reduceat(values.astype(np.float64), starts)
             values *= values
             squares += values
     return _Sums(base, total, squares, parcels)

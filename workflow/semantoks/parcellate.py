@@ -24,8 +24,16 @@ from semantoks.denoise import Strategy, degrees_of_freedom, design, kept_volumes
 from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, read_json, read_table, read_text_table, write_table
 from semantoks.isolation import CrashError, run_isolated
-from semantoks.label_images import Labels, on_grid, read_label_image, share_inside
-from semantoks.parcel_means import Bold, ParcelMeans, mean_volume, open_bold, parcel_means
+from semantoks.label_images import on_grid, read_label_image, share_inside
+from semantoks.parcel_means import (
+    Bold,
+    ParcelMeans,
+    ParcelVoxels,
+    mean_volume,
+    open_bold,
+    parcel_means,
+    voxels_of_parcels,
+)
 from semantoks.timeseries_table import SCHEMA
 
 Masks = NDArray[np.bool_]
@@ -132,8 +140,8 @@ def parcellate_recording(
             f"volumes of {tr:g} s, {len(noise.regressors)} regressors of {strategy.name}"
         )
     mask, mask_computed = read_mask(row["mask_path"], bold)
-    labels, inside, volume = atlas_on_grid(atlas.folder, bold.shape, tuple(bold.affine.ravel()), tuple(atlas.index))
-    parcels = parcel_means(bold, labels, atlas.index, mask, noise.n_non_steady)
+    voxels, inside, volume = atlas_on_grid(atlas.folder, bold.shape, tuple(bold.affine.ravel()), tuple(atlas.index))
+    parcels = parcel_means(bold, voxels, mask, noise.n_non_steady)
     coverage = parcel_coverage(parcels, inside)
     with_data = (coverage >= settings.minimum_coverage) & signals.rows_with_data(parcels.means)
     if not with_data.any():
@@ -225,25 +233,25 @@ def template_dice(mask: Masks, affine: NDArray[np.float64], template: str | None
 @functools.lru_cache(maxsize=4)
 def atlas_on_grid(
     folder: Path, shape: tuple[int, int, int], affine: tuple[float, ...], index: tuple[int, ...]
-) -> tuple[Labels, NDArray[np.float64], NDArray[np.float64] | None]:
+) -> tuple[ParcelVoxels, NDArray[np.float64], NDArray[np.float64] | None]:
     """The atlas on the grid of an image of the same space.
 
     Returns
     -------
-    labels int32 [x, y, z]; share of each parcel inside the field of view [ROI]; and, when the atlas had to be
+    the voxels of each parcel; share of each parcel inside the field of view [ROI]; and, when the atlas had to be
     brought there by nearest neighbour, each parcel's volume on that grid relative to the atlas's own [ROI], else None.
     """
     labels, own = read_label_image(folder / "atlas.nii.gz")
     target = np.array(affine).reshape(4, 4)
+    rois = np.array(index)
     moved = on_grid(labels, own, shape, target)
     if moved is labels:
-        return labels, np.ones(len(index)), None
-    rois = np.array(index)
+        return voxels_of_parcels(labels, rois), np.ones(len(index)), None
     inside = share_inside(labels, own, rois, shape, target)
     before = np.bincount(labels.ravel(), minlength=rois.max() + 1)[rois] * abs(np.linalg.det(own[:3, :3]))
     after = np.bincount(moved.ravel(), minlength=rois.max() + 1)[rois] * abs(np.linalg.det(target[:3, :3]))
     with np.errstate(invalid="ignore"):
-        return moved, inside, after / before
+        return voxels_of_parcels(moved, rois), inside, after / before
 
 
 def parcel_coverage(parcels: ParcelMeans, inside: NDArray[np.float64]) -> NDArray[np.float64]:
