@@ -253,6 +253,28 @@ def test_qcfc_is_the_correlation_over_recordings_with_data() -> None:
     assert np.isnan(few.correlations()).all(), "nine recordings say nothing"
 
 
+def test_sites_are_looked_at_apart_when_there_are_enough_recordings_of_several(tmp_path: Path) -> None:
+    """At one of two sites motion drives the connectivity of two parcels."""
+    random = np.random.default_rng(6)
+    rows = []
+    for number in range(40):
+        motion = float(random.uniform(0.05, 0.45))
+        bold = random.normal(size=(len(NAMES), 400)).astype(np.float32)
+        if number % 2:
+            bold[1] += 4 * motion * bold[0]
+        site = "C" if number < 3 else "AB"[number % 2]
+        rows.append(record(number, n_frames=400, mean_fd=motion, bold=bold.ravel(), site=site))
+    decided = decide(tmp_path, rows)
+    assert qc.sites_of(decided) == ["A", "B"], "three recordings of C are too few"
+    assert qc.sites_of(decided[decided["site"] == "A"]) == [], "one site is the whole cohort"
+    summary = qc.parcel_summary([tmp_path / "batch-0001.parquet"], decided, len(NAMES))
+    of_site = summary.motion_of_site
+    assert {site: one.recordings for site, one in of_site.items()} == {"A": 18, "B": 19}
+    assert of_site["B"].correlations()[0, 1] > 0.9
+    assert abs(of_site["A"].correlations()[0, 1]) < 0.6
+    assert of_site["A"].correlations()[0, 1] < summary.motion.correlations()[0, 1] < of_site["B"].correlations()[0, 1]
+
+
 def test_distances_are_between_centres_of_gravity(tmp_path: Path) -> None:
     folder = synthetic.atlas_folder(tmp_path / "atlas")
     found = distances(folder, np.array(synthetic.INDEX))

@@ -30,7 +30,7 @@ from semantoks.files import (
     write_table,
     write_text,
 )
-from semantoks.qc_motion import MotionConnectivity, distances
+from semantoks.qc_motion import FEWEST, MotionConnectivity, distances
 from semantoks.qc_near_identical import fingerprint
 
 MEASURES = ["mean_fd", "minutes_kept", "share_censored", "longest_gap", "n_frames", "tr"]
@@ -45,6 +45,8 @@ EARLIER = "unusable"
 """``exclude_step`` of recordings that came with a reason from an earlier stage."""
 MOST_FOR_FC = 1000
 """Recordings averaged for the figure of functional connectivity: enough to be stable, and bounded in time."""
+MOST_SITES = 20
+"""Sites of which motion and connectivity are looked at apart: so many fit into a figure and into memory."""
 CARPETS = 3
 """Recordings shown as carpets: so many of the worst, and so many drawn at random."""
 
@@ -167,9 +169,11 @@ def summarise(decisions: pd.DataFrame) -> dict[str, Any]:
 
 @dataclass
 class ParcelSummary:
-    """Sums over the kept recordings of a cohort; sizes depend on the number of ROIs only."""
+    """Sums over the kept recordings of a cohort; sizes depend on the number of ROIs and of sites only."""
 
     n_rois: int
+    sites: Sequence[str] = ()
+    """Those of which motion and connectivity are looked at apart."""
 
     def __post_init__(self) -> None:
         self.recordings = self.recordings_in_fc = 0
@@ -179,6 +183,7 @@ class ParcelSummary:
         self.fisher = np.zeros((self.n_rois, self.n_rois))
         self.pairs = np.zeros((self.n_rois, self.n_rois))
         self.motion = MotionConnectivity(self.n_rois)
+        self.motion_of_site = {site: MotionConnectivity(self.n_rois) for site in self.sites}
         self.carpets: dict[str, NDArray[np.float64]] = {}
         self.kept_volumes: dict[str, NDArray[np.bool_]] = {}
 
@@ -202,6 +207,8 @@ class ParcelSummary:
             self.pairs[np.ix_(rows, rows)] += 1
             if record["mean_fd"] is not None:
                 self.motion.add(z, rows, record["mean_fd"])
+                if record["site"] in self.motion_of_site:
+                    self.motion_of_site[record["site"]].add(z, rows, record["mean_fd"])
 
     def add_carpet(self, record: Mapping[str, Any]) -> None:
         """Keep one recording's time series, z-scored, for the figure of carpets."""
@@ -229,11 +236,11 @@ def _ratio(total: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np
 
 def parcel_summary(paths: Sequence[Path], decisions: pd.DataFrame, n_rois: int) -> ParcelSummary:
     """Coverage, tSNR, validity and mean FC over the kept recordings of a cohort, streamed."""
-    kept = decisions.loc[decisions["exclude_reason"].isna(), "recording_id"]
-    for_fc = set(kept.sort_values().sample(min(len(kept), MOST_FOR_FC), random_state=0))
-    included = set(kept)
+    kept = decisions[decisions["exclude_reason"].isna()].sort_values("recording_id")
+    drawn = kept.sample(min(len(kept), MOST_FOR_FC), random_state=0)
+    for_fc, included = set(drawn["recording_id"]), set(kept["recording_id"])
     carpets = set(carpet_recordings(decisions)["recording_id"])
-    summary = ParcelSummary(n_rois)
+    summary = ParcelSummary(n_rois, sites_of(drawn))
     for path in paths:
         for record in records(path):
             if record["recording_id"] in included:
@@ -241,6 +248,13 @@ def parcel_summary(paths: Sequence[Path], decisions: pd.DataFrame, n_rois: int) 
             if record["recording_id"] in carpets:
                 summary.add_carpet(record)
     return summary
+
+
+def sites_of(recordings: pd.DataFrame) -> list[str]:
+    """Sites with enough recordings of known motion for a correlation of their own, the largest if there are many."""
+    sizes = recordings.loc[recordings["mean_fd"].notna(), "site"].value_counts()
+    sizes = sizes[sizes >= FEWEST].sort_index().sort_values(ascending=False, kind="stable")
+    return sorted(sizes.index[:MOST_SITES]) if len(sizes) > 1 else []
 
 
 def carpet_recordings(decisions: pd.DataFrame) -> pd.DataFrame:
@@ -289,8 +303,11 @@ def summarise_cohort(
     parcels = parcel_summary(timeseries, decisions, len(networks))
     index = networks["index"].astype(int).to_numpy()
     qc_figures.draw_all(decisions, summary, parcels, networks, folder, simulated)
+    of_site = {site: (one.recordings, one.correlations()) for site, one in parcels.motion_of_site.items()}
     further = {
-        "qcfc": qc_motion_figures.motion_and_connectivity(parcels.motion.correlations(), distances(atlas, index)),
+        "qcfc": qc_motion_figures.motion_and_connectivity(
+            parcels.motion.correlations(), distances(atlas, index), of_site
+        ),
         "carpets": qc_motion_figures.carpets(carpet_recordings(decisions), parcels, networks),
     }
     qc_figures.save_all(further, folder, simulated)

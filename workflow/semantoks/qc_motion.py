@@ -17,10 +17,12 @@ class MotionConnectivity:
     """Running sums for the correlation, over recordings, of each pair's connectivity with mean displacement."""
 
     def __init__(self, n_rois: int) -> None:
+        self.recordings = 0
         self._sums = {name: np.zeros((n_rois, n_rois)) for name in ("n", "z", "zz", "zf", "f", "ff")}
 
     def add(self, z: NDArray[np.float64], rows: NDArray[np.integer], mean_fd: float) -> None:
         """Take in one recording: Fisher's z [row, row] of the parcels ``rows``, and its mean displacement (mm)."""
+        self.recordings += 1
         block = np.ix_(rows, rows)
         values = {"n": 1.0, "z": z, "zz": z**2, "zf": z * mean_fd, "f": mean_fd, "ff": mean_fd**2}
         for name, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import matplotlib
@@ -14,8 +15,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.stats import norm
 
-from semantoks.qc_figures import DROPPED, by_network
+from semantoks.qc_figures import DROPPED, KEPT, by_network
 
 
 class Series(Protocol):
@@ -25,21 +27,35 @@ class Series(Protocol):
     kept_volumes: dict[str, NDArray[np.bool_]]
 
 
-def motion_and_connectivity(correlations: NDArray[np.float64], distances: NDArray[np.float64] | None) -> Figure:
-    """QC–FC: correlation of every pair's connectivity with motion over recordings, against the distance of the pair."""
+def motion_and_connectivity(
+    correlations: NDArray[np.float64],
+    distances: NDArray[np.float64] | None,
+    of_site: Mapping[str, tuple[int, NDArray[np.float64]]],
+) -> Figure:
+    """QC–FC: correlation of every pair's connectivity with motion over recordings, against the distance of the pair.
+
+    Parameters
+    ----------
+    correlations : [ROI, ROI], over all recordings.
+    distances : [ROI, ROI] in mm; None where unknown.
+    of_site : number of recordings and correlations [ROI, ROI] over them, by site; a second row when there are any.
+    """
     pairs = np.triu_indices(len(correlations), 1)
     r = correlations[pairs]
     known = np.isfinite(r)
-    figure: Figure = plt.figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+    rows = 2 if of_site and known.any() else 1
+    heights = [4, max(2.6, 1.2 + 0.24 * len(of_site))][:rows]
+    figure: Figure = plt.figure(figsize=(10, sum(heights)), layout="constrained")
+    grid = figure.subplots(rows, 2, squeeze=False, height_ratios=heights)
     if not known.any():
-        for axes in (left, right):
+        for axes in grid.ravel():
             axes.set_axis_off()
         figure.text(0.5, 0.5, "QC–FC needs ten recordings with known motion", ha="center")
         return figure
-    left.hist(r[known], bins=60, color="#2166ac")
+    for axes in grid.ravel():
+        axes.spines[["top", "right"]].set_visible(False)
+    left, right = grid[0]
+    left.hist(r[known], bins=60, color=KEPT)
     left.axvline(0, color="0.3", linewidth=0.8)
     left.set_xlabel("correlation of connectivity and mean FD")
     left.set_ylabel("pairs of ROIs")
@@ -48,9 +64,45 @@ def motion_and_connectivity(correlations: NDArray[np.float64], distances: NDArra
     if apart is None or not np.isfinite(apart[known]).any():
         right.set_axis_off()
         right.text(0.5, 0.5, "distances are not known: the atlas has no image", ha="center", transform=right.transAxes)
-        return figure
-    _against_distance(right, apart[known & np.isfinite(apart)], r[known & np.isfinite(apart)])
+    else:
+        _against_distance(right, apart[known & np.isfinite(apart)], r[known & np.isfinite(apart)])
+    if rows == 2:
+        _sites(grid[1], {site: (n, matrix[pairs]) for site, (n, matrix) in of_site.items()}, apart)
     return figure
+
+
+def _sites(
+    grid: Any, of_site: Mapping[str, tuple[int, NDArray[np.float64]]], apart: NDArray[np.float64] | None
+) -> None:
+    """Per site: how strong QC–FC is, beside what chance alone gives, and how it changes with distance."""
+    left, right = grid
+    names = list(of_site)
+    height = np.arange(len(names))
+    sizes = np.array([n for n, _ in of_site.values()])
+    strength = [np.nanmedian(np.abs(r)) if np.isfinite(r).any() else np.nan for _, r in of_site.values()]
+    left.scatter(strength, height, s=22, color=KEPT, label="found", zorder=3)
+    # the median of |r| between unrelated normal variables
+    left.scatter(norm.ppf(0.75) / np.sqrt(sizes - 1), height, s=60, marker="|", color="0.3", label="by chance")
+    left.set_xlim(0, None)
+    left.set_xlabel("median |r| of connectivity and mean FD")
+    left.legend(fontsize=8, frameon=False)
+    right.axvline(0, color="0.3", linewidth=0.8)
+    right.set_xlabel("Spearman correlation of r with distance")
+    if apart is None or not np.isfinite(apart).any():
+        right.set_axis_off()
+    else:
+        right.scatter([_spearman(apart, r) for _, r in of_site.values()], height, s=22, color=DROPPED, zorder=3)
+        limit = 1.1 * max(0.1, *np.abs(right.get_xlim()))
+        right.set_xlim(-limit, limit)
+    for axes, labels in ((left, [f"{name} ({n})" for name, n in zip(names, sizes, strict=True)]), (right, names)):
+        axes.set_yticks(height, labels, fontsize=8)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.grid(axis="y", color="0.92")
+    left.set_ylabel("site (recordings)")
+
+
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    return float(pd.Series(a).corr(pd.Series(b), method="spearman"))
 
 
 def _against_distance(axes: Axes, apart: NDArray[np.float64], r: NDArray[np.float64]) -> None:
@@ -63,8 +115,7 @@ def _against_distance(axes: Axes, apart: NDArray[np.float64], r: NDArray[np.floa
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set_xlabel("distance of the two ROIs (mm)")
     axes.set_ylabel("correlation of connectivity and mean FD")
-    slope = pd.Series(apart).corr(pd.Series(r), method="spearman")
-    axes.set_title(f"Spearman correlation with distance = {slope:.3f}; red: medians", fontsize=10)
+    axes.set_title(f"Spearman correlation with distance = {_spearman(apart, r):.3f}; red: medians", fontsize=10)
 
 
 def carpets(chosen: pd.DataFrame, series: Series, networks: pd.DataFrame) -> Figure:
