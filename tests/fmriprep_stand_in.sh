@@ -6,6 +6,7 @@ out=$2
 while [ $# -gt 0 ]; do
     case $1 in
         --participant-label) label=$2 ;;
+        --session-label) session=$2 ;;
         -w) work=$2 ;;
     esac
     shift
@@ -29,7 +30,7 @@ echo "an attempt" >> "$work/attempts"
 
 outputs() { # runs at most
     count=0
-    for raw in /data/sub-"$label"/func/*_bold.nii.gz /data/sub-"$label"/ses-*/func/*_bold.nii.gz; do
+    for raw in /data/sub-"$label"/func/*_bold.nii.gz /data/sub-"$label"/ses-${session:-*}/func/*_bold.nii.gz; do
         [ -e "$raw" ] || [ -L "$raw" ] || continue
         count=$((count + 1))
         [ "$count" -le "$1" ] || break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bids_trees import raw
 from container_engine import Engine
 from fmriprep_cases import PINNED, RUNS, python_with, schema_defaults, write_outputs
 from semantoks import fmriprep, fmriprep_prepare
@@ -189,6 +191,23 @@ def test_templates_are_bound_read_only_and_annexed_data_where_their_links_lead(
     found = told(place)
     assert found["TEMPLATEFLOW_HOME"] == "/templateflow"
     assert found["templates writable"] == "no"
+
+
+@pytest.mark.usefixtures("wrapper")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_session_is_a_job_of_its_own(place: Path, preprocess: Preprocess, command: str) -> None:
+    shutil.rmtree(place / "bids/sub-01/func")
+    for session in ("A", "B"):
+        raw(place / "bids", f"sub-01_ses-{session}_task-rest")
+    status = preprocess("success", "--session", "A", engine=command)
+    assert (status["status"], status["session"], status["runs"]) == ("done", "A", ["sub-01_ses-A_task-rest"])
+    assert [path.name for path in (place / "out/sub-01").iterdir()] == ["ses-A"]
+    words = told(place)["arguments"].split()
+    assert words[words.index("--session-label") + 1] == "A"
+    assert words[words.index("--subject-anatomical-reference") + 1] == "sessionwise"
+    whole = preprocess("nothing", engine=command)
+    assert whole["status"] == "incomplete"
+    assert "no sub-01_ses-B_task-rest_space" in whole["reason"]
 
 
 @pytest.mark.usefixtures("image", "wrapper")
