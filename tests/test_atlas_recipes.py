@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import synthetic_images as synthetic
 from atlas_cases import make
 from nilearn.image import resample_to_img
 from semantoks import atlas, atlas_recipes
-from semantoks.atlas_recipes import BUCKNER, Recipe, recipe_of
+from semantoks.atlas_recipes import BUCKNER, BUCKNER_TO_2009C, Recipe, recipe_of
 from semantoks.errors import UserError
 from semantoks.files import read_json, read_text_table
 from semantoks.label_images import on_grid, read_label_image, read_label_table
@@ -256,6 +257,61 @@ def test_the_cerebellum_is_warped_by_the_transform_that_is_given(tmp_path: Path,
     assert "shift.txt" in description["sources"]
     voxels = read_text_table(folder / "labels.tsv")["voxels"].astype(int)
     assert (voxels[450:] > 40).all()
+
+
+MATRIX = np.array([[1.05, 0.02, 0.0], [-0.03, 0.97, 0.01], [0.0, 0.02, 1.0]])
+SHIFT = np.array([3.0, -2.0, 4.0])
+SLOPES = np.array([[0.0, 0.0, 0.03], [0.02, 0.0, 0.0], [0.0, -0.02, 0.0]])
+OFFSET = np.array([2.0, -3.0, 1.0])
+
+
+def itk_composite(path: Path) -> str:
+    """An affine and a field of displacements as ANTs and TemplateFlow write them; the field is applied first.
+
+    Layout as SimpleITK 2.5 (ITK 5.4) wrote it; coordinates are LPS, the field runs fastest along x.
+    """
+    shape, spacing, origin = (30, 36, 30), 8.0, np.array([-116.0, -140.0, -116.0])
+    z, y, x = np.meshgrid(*(np.arange(n) for n in shape[::-1]), indexing="ij")
+    points = origin + spacing * np.stack([x, y, z], axis=-1)
+    displacements = points @ SLOPES.T + OFFSET
+    with h5py.File(path, "w") as file:
+        group = file.create_group("TransformGroup")
+        parts = [
+            ("CompositeTransform_double_3_3", None, None),
+            ("AffineTransform_double_3_3", np.zeros(3), np.concatenate([MATRIX.ravel(), SHIFT])),
+            (
+                "DisplacementFieldTransform_double_3_3",
+                np.concatenate([shape, origin, [spacing] * 3, np.eye(3).ravel()]),
+                displacements.ravel(),
+            ),
+        ]
+        for number, (kind, fixed, parameters) in enumerate(parts):
+            part = group.create_group(str(number))
+            part["TransformType"] = np.array([kind.encode()])
+            if fixed is not None:
+                part["TransformFixedParameters"], part["TransformParameters"] = fixed, parameters
+    return str(path)
+
+
+def test_a_composite_transform_as_templateflow_has_it_moves_the_cerebellum(tmp_path: Path, sources: Path) -> None:
+    """Every voxel takes the label of the place to which field and affine lead, computed from their formulas."""
+    transform = itk_composite(tmp_path / BUCKNER_TO_2009C)
+    space = "MNI152NLin2009cAsym"
+    folder = make(tmp_path, name="schaefer400-tian3-buckner7", folder=str(sources), space=space, transform=transform)
+    labels, affine = read_label_image(folder / "atlas.nii.gz")
+    buckner, own = read_label_image(sources / BUCKNER)
+    lps = np.array([-1.0, -1.0, 1.0])
+    voxels = np.argwhere((labels == 0) | (labels > 450))
+    points = (voxels @ affine[:3, :3].T + affine[:3, 3]) * lps
+    moved = points + points @ SLOPES.T + OFFSET
+    moved = (moved @ MATRIX.T + SHIFT) * lps
+    source = np.rint((moved - own[:3, 3]) @ np.linalg.inv(own[:3, :3]).T).astype(int)
+    inside = ((source >= 0) & (source < buckner.shape)).all(axis=1)
+    expected = np.zeros(len(voxels), dtype=int)
+    expected[inside] = buckner[tuple(source[inside].T)]
+    found = np.maximum(labels[tuple(voxels.T)] - 450, 0)
+    assert (expected > 0).sum() > 10_000
+    assert (found != expected).sum() < 0.005 * (expected > 0).sum(), "but for roundings at borders"
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "found no file; it is TemplateFlow's"), ("x", "an ITK file")])
