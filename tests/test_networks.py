@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_images as synthetic
+from conftest import REPOSITORY
 from semantoks import atlas, networks
 from semantoks.errors import UserError
 from semantoks.files import read_text_table
@@ -25,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "unassigned_name": "Unassigned",
     "file": None,
 }
-YEO = Path(__file__).resolve().parents[1] / "resources" / "yeo7.tsv"
+YEO = REPOSITORY / "resources" / "yeo7.tsv"
 
 
 def assign(folder: Path, /, **changes: Any) -> pd.DataFrame:
@@ -151,3 +153,19 @@ def test_cc200_by_overlap_leaves_ten_parcels_unassigned(tmp_path: Path, shared: 
     assert set(table["network"]) == {*atlas.YEO_NETWORKS, "Unassigned"}
     with pytest.raises(UserError, match="found also 8, 10, 12;"):
         assign(folder, **overlap)
+
+
+def test_names_of_the_seventeen_networks_are_those_of_the_parcels_in_that_order(shared: Path) -> None:
+    """Colours tell the order: parcels of a network have (nearly) the hue that the network has in the image's table."""
+    atlases = shared / "data/atlases"
+    names = read_text_table(REPOSITORY / "resources/yeo17.tsv")["name"].tolist()
+    colours: dict[str, list[list[float]]] = {}
+    for line in (atlases / "Schaefer2018_400Parcels_17Networks_order.txt").read_text().splitlines():
+        _, name, *colour, _ = line.split()
+        colours.setdefault(networks.from_names(pd.Series([name]))[0], []).append([float(c) / 255 for c in colour])
+    assert set(names) == set(colours)
+    table = [line.split() for line in (atlases / "atl-Buckner17.lut").read_text().splitlines()]
+    for name, (index, *colour, _) in zip(names, table, strict=True):
+        assert names.index(name) + 1 == int(index)
+        hues = [colorsys.rgb_to_hsv(*np.mean(colours[name], axis=0))[0], colorsys.rgb_to_hsv(*map(float, colour))[0]]
+        assert abs((hues[0] - hues[1] + 0.5) % 1 - 0.5) < 0.05, name
