@@ -275,6 +275,17 @@ def test_sites_are_looked_at_apart_when_there_are_enough_recordings_of_several(t
     assert of_site["A"].correlations()[0, 1] < summary.motion.correlations()[0, 1] < of_site["B"].correlations()[0, 1]
 
 
+@pytest.mark.parametrize("unknown", [None, float("nan")])
+def test_unknown_motion_of_one_recording_leaves_the_others_alone(tmp_path: Path, unknown: float | None) -> None:
+    rows = [record(number, mean_fd=unknown if number == 4 else 0.1 + 0.01 * number) for number in range(12)]
+    decided = decide(tmp_path, rows)
+    assert decided["exclude_reason"].isna().all()
+    summary = qc.parcel_summary([tmp_path / "batch-0001.parquet"], decided, len(NAMES))
+    assert summary.motion.recordings == 11
+    pairs = ~np.eye(len(NAMES), dtype=bool)
+    assert np.isfinite(summary.motion.correlations()[pairs]).all()
+
+
 def test_distances_are_between_centres_of_gravity(tmp_path: Path) -> None:
     folder = synthetic.atlas_folder(tmp_path / "atlas")
     found = distances(folder, np.array(synthetic.INDEX))

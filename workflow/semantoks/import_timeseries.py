@@ -154,6 +154,7 @@ def import_batch(
     table = []
     for row in rows.to_dict("records"):
         record = {name: row.get(name) for name in [*KEY, "task", "site", "tr", "mean_fd", "exclude_reason"]}
+        record["mean_fd"] = None if pd.isna(record["mean_fd"]) else record["mean_fd"]
         record |= {"atlas": atlas, "denoising": _denoising(cohort["already_done"], band_pass)}
         if row["exclude_reason"] is None:
             try:

@@ -140,7 +140,10 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _value(item: Any) -> Any:
-    return item.values.to_numpy(zero_copy_only=False) if isinstance(item, pa.ListScalar) else item.as_py()
+    if isinstance(item, pa.ListScalar):
+        return item.values.to_numpy(zero_copy_only=False)
+    value = item.as_py()
+    return None if value != value else value  # NaN is unknown, too
 
 
 def summarise(decisions: pd.DataFrame) -> dict[str, Any]:
