@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from figure_checks import no_overlap, texts
-from semantoks import drawing, figures
+from semantoks import drawing, figures, result_figures
 
 ROWS = ("majority", "confounds-logistic", "fc-logistic", "tiny-random-logistic", "tiny-logistic")
 
@@ -92,3 +92,90 @@ def test_command_line_names_files_after_cohort_and_protocol(tmp_path: Path) -> N
     assert sorted(path.stem for path in (tmp_path / "one").iterdir()) == names
     for name in names:
         assert (tmp_path / "one" / f"{name}.png").read_bytes() == (tmp_path / "two" / f"{name}.png").read_bytes()
+
+
+def site_table() -> pd.DataFrame:
+    generator = np.random.default_rng(1)
+    rows = [
+        {"protocol": "leave-site-out", "phenotype": task, "metric": metric, "row": row, "site_group": site, "n": n}
+        for task, metric in (("sex", "site_auroc"), ("age", "site_r"))
+        for row in ROWS
+        for site, n in (("NYU", 175), ("Institute of the far north", 12), ("KKI", 48))
+    ]
+    table = pd.DataFrame(rows).assign(value=generator.uniform(0.3, 0.9, len(rows)))
+    return table.assign(value=table["value"].mask((table["site_group"] == "KKI") & (table["phenotype"] == "sex")))
+
+
+def confusion_table(classes: tuple[str, ...] = ("control", "patient")) -> pd.DataFrame:
+    rows = [
+        {"protocol": "random", "phenotype": task, "row": row, "true": true, "predicted": guess, "share": share}
+        for task, names in (("diagnosis", classes), ("age_bins", [f"bin {number}" for number in range(1, 6)]))
+        for row in ROWS
+        for true in names
+        for guess, share in zip(names, np.random.default_rng(len(row)).dirichlet(np.ones(len(names))), strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def curve_table(n_tasks: int = 2) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"phenotype": f"task {task}", "metric": "balanced_accuracy", "row": row, "size": size, "sd": 0.03}
+            | {"mean": 0.5 + 0.02 * place * np.log(size / 20)}
+            for task in range(n_tasks)
+            for place, row in enumerate(ROWS)
+            for size in (25, 50, 100, 656)
+        ]
+    )
+
+
+class TestFurtherFigures:
+    def test_sites_stand_by_size_with_every_value(self) -> None:
+        table = site_table()
+        figure = result_figures.sites(table)
+        no_overlap(figure)
+        panel = figure.axes[0]
+        assert [label.get_text() for label in panel.get_yticklabels()] == list(ROWS)
+        assert [label.get_text() for label in panel.get_xticklabels()][:2] == ["NYU (175)", "KKI (48)"]
+        for axis, task in zip(figure.axes, ("age", "sex"), strict=True):
+            values = table.loc[table["phenotype"] == task, "value"].dropna()
+            assert sorted(text.get_text() for text in axis.texts) == sorted(f"{v:.2f}"[1:] for v in values)
+
+    def test_shares_of_a_class_stand_in_their_cells(self) -> None:
+        table = confusion_table()
+        figure = result_figures.confusion(table)
+        no_overlap(figure)
+        shown = [text.get_text() for axis in figure.axes for text in axis.texts]
+        assert sorted(shown) == sorted(f"{share:.2f}" for share in table["share"])
+        for word in ("control", "patient", "bin 5", *ROWS, "diagnosis", "predicted"):
+            assert word in texts(figure) + figure.get_supxlabel()
+
+    @pytest.mark.parametrize("n_tasks", [1, 2, 5])
+    def test_every_point_of_a_learning_curve_is_drawn(self, n_tasks: int) -> None:
+        table = curve_table(n_tasks)
+        figure = result_figures.learning_curve(table, simulated=True)
+        no_overlap(figure)
+        for row in ROWS:
+            assert row in texts(figure)
+        drawn = [np.round(np.asarray(line.get_ydata(), float), 9).tolist() for line in figure.axes[0].get_lines()]
+        for _, line in table[table["phenotype"] == "task 0"].groupby("row"):
+            assert np.round(line["mean"], 9).tolist() in drawn
+
+    @pytest.mark.parametrize("kind", ["sites", "confusion", "learning_curve"])
+    def test_without_results_they_say_so(self, kind: str) -> None:
+        empty = pd.DataFrame({"phenotype": [], "row": [], "protocol": []})
+        assert "No " in texts(getattr(result_figures, kind)(empty))
+
+
+def test_command_line_draws_every_kind(tmp_path: Path) -> None:
+    table(protocol="leave-site-out").to_csv(tmp_path / "small.tsv", sep="\t", index=False, na_rep="n/a")
+    site_table().to_csv(tmp_path / "small_sites.tsv", sep="\t", index=False, na_rep="n/a")
+    confused = confusion_table().assign(protocol="leave-site-out")
+    confused.to_csv(tmp_path / "small_confusion.tsv", sep="\t", index=False)
+    curve_table().to_csv(tmp_path / "small_learning_curve.tsv", sep="\t", index=False)
+    options = ["--tables", str(tmp_path / "small.tsv"), "--kinds", *figures.KINDS]
+    figures.main([*options, "--output-folder", str(tmp_path / "figures")])
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {
+        *(f"small_{kind}_leave-site-out" for kind in ("probes", "confusion", "sites")),
+        "small_learning_curve",
+    }

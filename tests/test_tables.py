@@ -17,12 +17,13 @@ import yaml
 from evaluation_cases import SCHEMAS, defaults
 from jsonschema import Draft202012Validator
 from semantoks import tables
+from semantoks.confusion import confusion_matrices
 from semantoks.errors import UserError
 from semantoks.files import provenance, read_text_table, write_table
 from semantoks.rendering import Block, body_of, html_page, tex_escape, to_html, to_latex, to_markdown
 from semantoks.scores import collect, score_tables
 from semantoks.statistics import nadeau_bengio
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "resources" / "published.tsv"
 SETTINGS = defaults("tables") | {"draws": 300}
@@ -107,6 +108,28 @@ def of(scores: pd.DataFrame, row: str, metric: str, protocol: str = "random", ph
     found = scores.query("row == @row and metric == @metric and protocol == @protocol and phenotype == @phenotype")
     assert len(found) == 1
     return found.iloc[0]
+
+
+class TestConfusion:
+    def test_equals_scikit_learn_over_repetitions_and_seeds(self, rows: list[pd.DataFrame]) -> None:
+        table = confusion_matrices(pd.concat(rows), {"group": ["control", "patient"], "score": None})
+        assert set(table["phenotype"]) == {"group"}
+        for (protocol, row), part in table.groupby(["protocol", "row"]):
+            own = pd.concat(rows)
+            own = own[(own["phenotype"] == "group") & (own["protocol"] == protocol) & (own["row"] == row)]
+            predicted = np.stack(own["y_score"]).argmax(axis=1)
+            expected = confusion_matrix(own["y_true"].astype(int), predicted)
+            times = len(own[["repetition", "pretrain_seed"]].drop_duplicates())
+            found = part.pivot(index="true", columns="predicted", values="participants").to_numpy()
+            np.testing.assert_allclose(found, expected / times)
+            shares = part.pivot(index="true", columns="predicted", values="share").to_numpy()
+            np.testing.assert_allclose(shares, confusion_matrix(own["y_true"].astype(int), predicted, normalize="true"))
+
+    def test_a_class_that_nobody_has_has_no_share(self, rows: list[pd.DataFrame]) -> None:
+        table = confusion_matrices(rows[0], {"group": ["control", "patient", "other"], "score": None})
+        other = table[table["true"] == "other"]
+        assert (other["participants"] == 0).all()
+        assert (other["share"] == 0).all()
 
 
 class TestScores:

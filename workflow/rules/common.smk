@@ -231,8 +231,13 @@ def probe_protocols(cohort):
 
 
 def probe_figures(cohort):
-    """Figures of a cohort's probes, one per protocol."""
-    return expand(RESULTS / "figures" / f"{cohort}_probes_{{protocol}}.png", protocol=probe_protocols(cohort))
+    """Figures of a cohort's probes: two per protocol, results by site, learning curves."""
+    protocols = probe_protocols(cohort)
+    whole = [protocol for protocol in protocols if protocol != "learning-curve"]
+    by_site = [protocol for protocol in whole if protocol in ("leave-site-out", "transfer")]
+    names = expand("{kind}_{protocol}", kind=["probes", "confusion"], protocol=whole)
+    names += expand("sites_{protocol}", protocol=by_site) + ["learning_curve"] * ("learning-curve" in protocols)
+    return [RESULTS / "figures" / f"{cohort}_{name}.png" for name in names]
 
 
 def own_feature_files(wildcards):

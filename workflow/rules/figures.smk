@@ -1,10 +1,17 @@
 rule figures_of_probes:
     input:
-        rules.tables.output.table,
+        table=rules.tables.output.table,
+        confusion=rules.tables.output.confusion,
     output:
-        report(
+        probes=report(
             RESULTS / "figures" / "{cohort}_probes_{protocol}.png",
             caption="../report/probes.rst",
+            category="Probes",
+            subcategory="{cohort}",
+        ),
+        confusion=report(
+            RESULTS / "figures" / "{cohort}_confusion_{protocol}.png",
+            caption="../report/confusion.rst",
             category="Probes",
             subcategory="{cohort}",
         ),
@@ -19,7 +26,59 @@ rule figures_of_probes:
         code=code_version("figures"),
         folder=RESULTS / "figures",
     shell:
-        "python -m semantoks.figures --settings {params.settings:q} --tables {input:q} --protocol {wildcards.protocol}"
+        "python -m semantoks.figures --settings {params.settings:q} --tables {input.table:q} --kinds probes confusion"
+        " --protocol {wildcards.protocol} --output-folder {params.folder:q} > {log:q} 2>&1"
+
+
+rule figures_of_sites:
+    input:
+        table=rules.tables.output.table,
+        sites=rules.tables.output.sites,
+    output:
+        report(
+            RESULTS / "figures" / "{cohort}_sites_{protocol}.png",
+            caption="../report/sites.rst",
+            category="Probes",
+            subcategory="{cohort}",
+        ),
+    log:
+        RESULTS / "logs" / "figures" / "{cohort}_sites_{protocol}.log",
+    benchmark:
+        RESULTS / "benchmarks" / "figures" / "{cohort}_sites_{protocol}.tsv"
+    conda:
+        "../../envs/figures.yaml"
+    params:
+        settings=json.dumps({"simulated": settings.values["simulated"]}),
+        code=code_version("figures"),
+        folder=RESULTS / "figures",
+    shell:
+        "python -m semantoks.figures --settings {params.settings:q} --tables {input.table:q} --kinds sites"
+        " --protocol {wildcards.protocol} --output-folder {params.folder:q} > {log:q} 2>&1"
+
+
+rule figures_of_learning_curve:
+    input:
+        table=rules.tables.output.table,
+        learning_curve=rules.tables.output.learning_curve,
+    output:
+        report(
+            RESULTS / "figures" / "{cohort}_learning_curve.png",
+            caption="../report/learning_curve.rst",
+            category="Probes",
+            subcategory="{cohort}",
+        ),
+    log:
+        RESULTS / "logs" / "figures" / "{cohort}_learning_curve.log",
+    benchmark:
+        RESULTS / "benchmarks" / "figures" / "{cohort}_learning_curve.tsv"
+    conda:
+        "../../envs/figures.yaml"
+    params:
+        settings=json.dumps({"simulated": settings.values["simulated"]}),
+        code=code_version("figures"),
+        folder=RESULTS / "figures",
+    shell:
+        "python -m semantoks.figures --settings {params.settings:q} --tables {input.table:q} --kinds learning_curve"
         " --output-folder {params.folder:q} > {log:q} 2>&1"
 
 

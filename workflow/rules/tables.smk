@@ -5,6 +5,8 @@ rule tables:
         published=REPOSITORY / "resources" / "published.tsv",
     output:
         sites=RESULTS / "tables" / "{cohort}_sites.tsv",
+        confusion=RESULTS / "tables" / "{cohort}_confusion.tsv",
+        learning_curve=RESULTS / "tables" / "{cohort}_learning_curve.tsv",
         table=RESULTS / "tables" / "{cohort}.tsv",
         markdown=RESULTS / "tables" / "{cohort}.md",
         html=report(

@@ -1,8 +1,9 @@
-"""Figures of probe results: ``<cohort>_probes_<protocol>.png`` of the table of a cohort."""
+"""Figures of probe results: ``<cohort>_<kind>_<protocol>.png`` from the tables of a cohort."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,39 +18,16 @@ from matplotlib.figure import Figure
 from semantoks.drawing import new_figure, save
 from semantoks.errors import run_command
 from semantoks.files import read_text_table
+from semantoks.result_figures import confusion, learning_curve, sites
+from semantoks.row_kinds import COLOURS, LABELS, METRIC_LABELS, kind_of
 from semantoks.scores import row_place
 
-METRIC_LABELS = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "macro_f1": "macro-F1",
-    "site_auroc": "within-site AUROC",
-    "r": "Pearson r",
-    "r2": "R²",
-    "mae": "mean absolute error",
-    "site_r": "within-site Pearson r",
-}
-COLOURS = {
-    "reference": "#777777",
-    "connectivity": "#0072B2",
-    "supervised": "#CC79A7",
-    "untrained": "#E69F00",
-    "pretrained": "#009E73",
-}
-LABELS = {
-    "reference": "without brain data",
-    "connectivity": "functional connectivity",
-    "supervised": "trained on labels alone",
-    "untrained": "encoder as initialised",
-    "pretrained": "pretrained encoder",
-}
 PANELS_ACROSS = 4
-
-
-def kind_of(row: str) -> str:
-    """What a row of the table rests on; decides its colour."""
-    place = row_place(row)[0]
-    return ("reference", "reference", "connectivity", "supervised", "untrained", "pretrained")[place]
+KINDS = ("probes", "confusion", "sites", "learning_curve")
+NUMBERS = [
+    *("mean", "sd", "ci_low", "ci_high", "transductive", "published", "p_majority", "value", "n", "difference"),
+    *("participants", "share", "size", "n_train"),
+]
 
 
 def forest(scores: pd.DataFrame, simulated: bool = False) -> Figure:
@@ -140,28 +118,51 @@ def _controls_panel(axis: Axes, records: pd.DataFrame, rows: Sequence[str]) -> N
 def read_scores(path: Path) -> pd.DataFrame:
     """A table of the stage tables, numbers converted."""
     table = read_text_table(path)
-    for column in ("mean", "ci_low", "ci_high", "transductive", "published", "p_majority"):
+    for column in table.columns.intersection(NUMBERS):
         table[column] = pd.to_numeric(table[column])
-    for column in ("primary", "negative_control"):
+    for column in table.columns.intersection(["primary", "negative_control"]):
         table[column] = table[column] == "True"
     return table
 
 
+def draw(kind: str, table: Path, protocol: str, simulated: bool) -> Figure:
+    """One figure of a cohort: ``probes``, ``confusion``, ``sites`` or ``learning_curve``.
+
+    Parameters
+    ----------
+    table : the cohort's table; those of the other kinds lie beside it.
+    protocol : whose results; without meaning for learning curves.
+    """
+    source = table if kind == "probes" else table.with_name(f"{table.stem}_{kind}.tsv")
+    results = read_scores(source)
+    if kind == "learning_curve":
+        return learning_curve(results, simulated)
+    scores = read_scores(table)
+    part = results[results["protocol"] == protocol]
+    if not len(scores[scores["protocol"] == protocol]):
+        return without_results(protocol, simulated)
+    if kind == "probes":
+        return forest(part, simulated)
+    controls = set(scores.loc[scores["negative_control"], "phenotype"])
+    part = part[~part["phenotype"].isin(controls)]
+    return (confusion if kind == "confusion" else sites)(part, simulated)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: the figures of the given tables."""
+    """Command line: figures of the given tables."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.figures", description=__doc__)
     parser.add_argument("--settings", default={}, type=json.loads, help="simulated")
     parser.add_argument("--tables", nargs="+", required=True, type=Path, help="<cohort>.tsv of the stage tables")
+    parser.add_argument("--kinds", nargs="+", default=["probes"], choices=KINDS, help="what to draw")
     parser.add_argument("--protocol", nargs="*", help="protocols to draw; all that the tables hold by default")
     parser.add_argument("--output-folder", required=True, type=Path, help="folder of the figures")
     arguments = parser.parse_args(argv)
     simulated = bool(arguments.settings.get("simulated"))
-    for path in arguments.tables:
-        scores = read_scores(path)
-        for protocol in arguments.protocol or sorted(set(scores["protocol"])):
-            part = scores[scores["protocol"] == protocol]
-            figure = forest(part, simulated) if len(part) else without_results(protocol, simulated)
-            save(figure, arguments.output_folder / f"{path.stem}_probes_{protocol}.png")
+    for path, kind in itertools.product(arguments.tables, arguments.kinds):
+        protocols = arguments.protocol or sorted(set(read_scores(path)["protocol"]))
+        for protocol in [""] if kind == "learning_curve" else protocols:
+            name = f"{path.stem}_{kind}" + (f"_{protocol}" if protocol else "")
+            save(draw(kind, path, protocol, simulated), arguments.output_folder / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from semantoks.baselines.study import Study
 from semantoks.baselines.tasks import Permuted, Prediction, Task, read_tasks, split_participants, tested_cohort
 from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, write_table
-from semantoks.protocols import LEAVE_SITE_OUT, TRANSFER
+from semantoks.protocols import GIVEN, LEARNING_CURVE, RANDOM
 
 PUBLISHED = "published"
 SOLVED = ("logistic", "ridge")
@@ -56,7 +56,9 @@ class LabelOrders:
 
     def of(self, task: Task) -> np.ndarray | None:
         """Whose label each participant gets [permutations, participants]; None where labels are not permuted."""
-        count = self.counts["classification" if task.n_classes else "regression"]
+        count = (
+            0 if task.protocol == LEARNING_CURVE else self.counts["classification" if task.n_classes else "regression"]
+        )
         key = (task.phenotype.name, task.protocol)
         if count and key not in self._orders:
             self._orders[key] = permuted_orders(np.array(sorted(self.members[key])), self.people, count, "|".join(key))
@@ -217,8 +219,8 @@ class Nulls:
 
 def with_known_sites(tasks: Sequence[Task]) -> list[Task]:
     """The tasks in which ComBat is defined: a site that nobody was fitted on has no estimate."""
-    kept = [task for task in tasks if task.protocol not in (LEAVE_SITE_OUT, TRANSFER)]
-    message = f"{COMBAT}: leave-site-out is left out, because ComBat has no estimate for a site it was not fitted on"
+    kept = [task for task in tasks if task.protocol in (RANDOM, GIVEN)]
+    message = f"{COMBAT}: random splits only, because ComBat has no estimate for a site it was not fitted on"
     if not kept:
         raise UserError(f"{message}; add random to probe.protocols or take {COMBAT} out of probe.rows")
     if len(kept) < len(tasks):

@@ -24,6 +24,7 @@ from semantoks.report_methods import methods
 from semantoks.scores import row_place
 
 TASKS_ON_TERMINAL = 3
+PROBE_FIGURES = ("probes", "sites", "confusion", "learning_curve")
 
 
 def page(settings: Mapping[str, Any], inputs: Inputs) -> str:
@@ -58,7 +59,7 @@ def page(settings: Mapping[str, Any], inputs: Inputs) -> str:
         tables=content.table_bodies(inputs.matching("tables/*.html")),
         quality_figures=[one for one in figures if one.kind.startswith("qc_")],
         training_figures=[one for one in figures if one.kind in ("training", "learned")],
-        probe_figures=[one for one in figures if one.kind in ("probes", "")],
+        probe_figures=[one for one in figures if one.kind in (*PROBE_FIGURES, "")],
         near_identical=content.near_identical(inputs),
         methods=methods(metadata, settings["cohorts"], inputs),
         origins=content.origins(metadata),
@@ -99,7 +100,8 @@ def where(results: Path) -> str:
     report = results / "report.html"
     if not report.is_file():
         raise UserError(f"{report}: expected the report, found none; run snakemake (or give another results folder)")
-    tables = [path for path in sorted((results / "tables").glob("*.tsv")) if not path.stem.endswith("_sites")]
+    every = sorted((results / "tables").glob("*.tsv"))
+    tables = [path for path in every if not path.stem.endswith(("_sites", "_confusion", "_learning_curve"))]
     lines = []
     for path in tables:
         lines += [*main_rows(path), ""]

@@ -46,6 +46,9 @@ KINDS = {
     "training": "Pretraining curves",
     "learned": "What the encoder has learned",
     "probes": "Probe results with intervals",
+    "sites": "Results at each site",
+    "confusion": "Confusion matrices",
+    "learning_curve": "Learning curves",
 }
 """Kinds of figures, in the order of the page; each has its caption in a file of that name."""
 MOST_REASONS = 20
@@ -91,7 +94,7 @@ def figure_kind(path: Path) -> tuple[str, str] | None:
     if path.parent.name == "qc":
         found = (f"qc_{path.stem}", path.parent.parent.name)
     else:
-        parts = re.fullmatch(r"(.+)_(training|learned|probes)(?:_(.+))?", path.stem)
+        parts = re.fullmatch(r"(.+)_(training|learned|probes|sites|confusion|learning_curve)(?:_(.+))?", path.stem)
         if parts is None:
             return None
         subject, kind, protocol = parts.groups()

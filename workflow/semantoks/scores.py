@@ -13,7 +13,7 @@ import pandas as pd
 
 from semantoks.errors import UserError
 from semantoks.metrics import METRICS, SITE_METRIC, SMALLER_IS_BETTER, site_mean, within_site
-from semantoks.protocols import GIVEN, LEAVE_SITE_OUT, RANDOM, TRANSFER
+from semantoks.protocols import GIVEN, LEARNING_CURVE, LEAVE_SITE_OUT, RANDOM, TRANSFER
 from semantoks.statistics import (
     SiteResamples,
     bootstrap_p,
@@ -378,7 +378,7 @@ def score_tables(
     """
     records, sites = [], []
     nulls = null_draws(permuted)
-    for task in collect(predictions, kinds):
+    for task in collect(predictions[predictions["protocol"] != LEARNING_CURVE], kinds):
         scored, by_site = score_task(task, settings, nulls)
         records += scored
         sites += by_site

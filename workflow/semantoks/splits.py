@@ -21,6 +21,7 @@ from semantoks.baselines.overlap import seen_by_content
 from semantoks.baselines.study import Study
 from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_table, read_tables, read_text_table, write_table
+from semantoks.nested_parts import nested_parts
 from semantoks.phenotypes import (
     Cohort,
     Phenotype,
@@ -33,7 +34,7 @@ from semantoks.phenotypes import (
     site_groups,
     targets,
 )
-from semantoks.protocols import GIVEN, LEAVE_SITE_OUT, RANDOM
+from semantoks.protocols import GIVEN, LEARNING_CURVE, LEAVE_SITE_OUT, RANDOM
 from semantoks.transfer import transfer_splits
 
 FEWEST = 10
@@ -125,6 +126,12 @@ def all_parts(
     units: Units, group: pd.Series, protocol: str, settings: Mapping[str, Any], key: str
 ) -> Iterator[tuple[int, str, dict[str, str]]]:
     """Repetition, fold and parts of every split of a protocol."""
+    if protocol == LEARNING_CURVE:
+        whole = random_parts(units, 0, settings["test_share"], settings["validation_share"], key)
+        test = [name for name, members in units.members.items() if whole[members[0]] == "test"]
+        stratum = units.stratum or dict.fromkeys(units.members, "")
+        yield from nested_parts(units.members, stratum, test, settings["learning_curve"], settings["validation_share"])
+        return
     if protocol == RANDOM:
         for repetition in range(settings["repetitions"]):
             yield (
@@ -155,6 +162,14 @@ def possible_protocols(asked: Sequence[str], group: pd.Series, name: str) -> lis
         )
     print(f"phenotypes.{name}: {found}; it has no such splits", file=sys.stderr)
     return [protocol for protocol in asked if protocol != LEAVE_SITE_OUT]
+
+
+def wanted_protocols(phenotype: Phenotype, settings: Mapping[str, Any], group: pd.Series, given: bool) -> list[str]:
+    """The protocols of a phenotype; negative controls have no learning curve."""
+    possible = possible_protocols(settings["protocols"], group, phenotype.name)
+    if phenotype.negative_control:
+        possible = [protocol for protocol in possible if protocol != LEARNING_CURVE]
+    return possible + [GIVEN] * given
 
 
 def read_given(path: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -236,6 +251,16 @@ def check_classes(phenotype: Phenotype, values: pd.Series, parts: Mapping[str, s
             )
 
 
+def _can_be_fitted(phenotype: Phenotype, values: pd.Series, parts: Mapping[str, str], where: str) -> bool:
+    """Whether a point of a learning curve has the classes it needs; a small one that lacks some is left out."""
+    try:
+        check_classes(phenotype, values, parts, where, whole=True)
+    except UserError as error:
+        print(f"{error} (left out)", file=sys.stderr)
+        return False
+    return True
+
+
 def checksum(rows: pd.DataFrame) -> str:
     """SHA-256 of the participant lists, independent of row order and of anything else in the file."""
     columns = ["repetition", "fold", "part", "participant_id"] + ["cohort"] * (rows["cohort"].nunique() > 1)
@@ -269,16 +294,20 @@ def split_phenotype(
     key = f"phenotypes.{phenotype.name}.stratify"
     strata = [column_of(table, name, key).loc[values.index] for name in phenotype.stratify]
     units = make_units(list(values.index), families(cohort, table), pd.concat(strata, axis=1) if strata else None)
+    # A learning curve is stratified in any case, by the phenotype itself where no column is named.
+    curve = units if strata else make_units(list(values.index), families(cohort, table), values.to_frame())
     group = site_groups(cohort, table).loc[values.index]
     rows = []
-    for protocol in possible_protocols(settings["protocols"], group, phenotype.name) + [GIVEN] * (given is not None):
+    for protocol in wanted_protocols(phenotype, settings, group, given is not None):
         if protocol == GIVEN:
             assert given is not None
             every = given_parts(given, phenotype.name, units, settings["split_file"])
         else:
-            every = all_parts(units, group, protocol, settings, key)
+            every = all_parts(curve if protocol == LEARNING_CURVE else units, group, protocol, settings, key)
         for repetition, fold, parts in every:
             where = f"phenotypes.{phenotype.name}: {protocol}, repetition {repetition}, fold {fold}"
+            if protocol == LEARNING_CURVE and not _can_be_fitted(phenotype, values, parts, where):
+                continue
             check_classes(phenotype, values, parts, where, whole=protocol != LEAVE_SITE_OUT)
             rows += [
                 {

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from semantoks.confusion import confusion_matrices
 from semantoks.errors import UserError, run_command
 from semantoks.files import (
     provenance,
@@ -27,8 +28,9 @@ from semantoks.files import (
     write_json,
     write_text,
 )
+from semantoks.learning_curve import learning_curves
 from semantoks.metrics import SMALLER_IS_BETTER
-from semantoks.protocols import GIVEN, LEAVE_SITE_OUT, TRANSFER
+from semantoks.protocols import GIVEN, LEARNING_CURVE, LEAVE_SITE_OUT, TRANSFER
 from semantoks.rendering import Block, html_page, to_html, to_latex, to_markdown
 from semantoks.scores import row_place, score_tables
 
@@ -267,22 +269,21 @@ def add_published(
 def write_cohort(
     folder: Path,
     cohort: str,
-    scored: tuple[pd.DataFrame, pd.DataFrame],
+    scores: pd.DataFrame,
+    further: Mapping[str, pd.DataFrame],
     published: pd.DataFrame,
     about: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write all formats of one cohort's tables."""
-    scores, sites = scored
+    """Write all formats of one cohort's tables; ``further`` ones are files of their own, by the end of their name."""
     notes = footnotes(cohort, about, scores, settings)
     tables = [*main_blocks(scores, published, settings), Block("What the numbers are", notes=notes, level=1)]
     tables += detail_blocks(scores, settings)
     title = f"{cohort}: probe results" + (f" — {SIMULATED}" if settings.get("simulated") else "")
     warning = f'<p class="warning">{SIMULATED}</p>' if settings.get("simulated") else ""
-    with replacing(folder / f"{cohort}.tsv") as path:
-        scores.to_csv(path, sep="\t", index=False, na_rep="n/a", float_format="%.6g")
-    with replacing(folder / f"{cohort}_sites.tsv") as path:
-        sites.to_csv(path, sep="\t", index=False, na_rep="n/a", float_format="%.6g")
+    for name, table in {cohort: scores, **{f"{cohort}_{end}": table for end, table in further.items()}}.items():
+        with replacing(folder / f"{name}.tsv") as path:
+            table.to_csv(path, sep="\t", index=False, na_rep="n/a", float_format="%.6g")
     write_text(folder / f"{cohort}.md", f"# {title}\n\n" + to_markdown(tables))
     write_text(folder / f"{cohort}.html", html_page(title, f"<h1>{html.escape(title)}</h1>" + warning, to_html(tables)))
     write_text(folder / f"{cohort}.tex", to_latex(tables))
@@ -309,11 +310,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         kinds = {name: value["type"] for name, value in described.items()}
         scores, sites = score_tables(part, kinds, settings, permuted)
         scores = add_published(scores, described, published, settings["published"])
+        tables = {
+            "sites": sites,
+            "confusion": confusion_matrices(
+                part[part["protocol"] != LEARNING_CURVE], {name: one["classes"] for name, one in described.items()}
+            ),
+            "learning_curve": learning_curves(part, kinds, settings),
+        }
         further = {"fitted_on": metadata[own[0]].get("fitted_on")}
         about = provenance(
             "tables", settings | {"probe": metadata[own[0]]["splits"]}, [*own, arguments.published], **further
         )
-        write_cohort(arguments.output_folder, str(cohort), (scores, sites), published, about, settings)
+        write_cohort(arguments.output_folder, str(cohort), scores, tables, published, about, settings)
 
 
 if __name__ == "__main__":
