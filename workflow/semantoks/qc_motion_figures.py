@@ -85,7 +85,7 @@ def _sites(
     left.scatter(norm.ppf(0.75) / np.sqrt(sizes - 1), height, s=60, marker="|", color="0.3", label="by chance")
     left.set_xlim(0, None)
     left.set_xlabel("median |r| of connectivity and mean FD")
-    left.legend(fontsize=8, frameon=False)
+    left.legend(fontsize=8, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1), borderaxespad=0.2)
     right.axvline(0, color="0.3", linewidth=0.8)
     right.set_xlabel("Spearman correlation of r with distance")
     if apart is None or not np.isfinite(apart).any():
@@ -98,6 +98,7 @@ def _sites(
         axes.set_yticks(height, labels, fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.grid(axis="y", color="0.92")
+        axes.set_axisbelow(True)
     left.set_ylabel("site (recordings)")
 
 
@@ -115,7 +116,7 @@ def _against_distance(axes: Axes, apart: NDArray[np.float64], r: NDArray[np.floa
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set_xlabel("distance of the two ROIs (mm)")
     axes.set_ylabel("correlation of connectivity and mean FD")
-    axes.set_title(f"Spearman correlation with distance = {_spearman(apart, r):.3f}; red: medians", fontsize=10)
+    axes.set_title(f"Spearman correlation with distance = {_spearman(apart, r):.3f}; red: medians", fontsize=9)
 
 
 def carpets(chosen: pd.DataFrame, series: Series, networks: pd.DataFrame) -> Figure:
