@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY
 from semantoks import report
+from semantoks.denoise import available_strategies, load_strategy
 from semantoks.errors import UserError
 from semantoks.files import KEY, provenance, write_json, write_table, write_text
 from semantoks.rendering import Block, html_page, to_html
@@ -31,7 +32,7 @@ from semantoks.report_content import (
     time_and_memory,
     training_rows,
 )
-from semantoks.report_methods import methods
+from semantoks.report_methods import in_text, methods
 
 NAMES = ("Quokka0117", "Wombat0242", "Numbat0391")
 """Participants whose names must not come onto the page."""
@@ -442,6 +443,13 @@ def test_files_that_are_missing_or_elsewhere_are_named(tmp_path):
 # --- methods --------------------------------------------------------------------------------------------------------
 
 
+CITATIONS = [
+    "Friston, K. J., Williams, S., & Turner, R. (1996). Movement-related effects.",
+    "Murphy, K., & Fox, M. D. (2017). Towards a consensus.",
+    "Unpublished notes of our group",
+]
+
+
 def methods_of(tmp_path: Path, *files: tuple[str, dict]) -> str:
     settings = {"study": {"source": "fmriprep", "tasks": ["rest"], "already_done": {}}}
     return " ".join(methods(files, settings, Inputs(tmp_path, [])))
@@ -452,7 +460,7 @@ def made(stage: str, settings: dict, **further) -> dict:
 
 
 def test_the_methods_text_says_what_the_settings_say(tmp_path: Path) -> None:
-    strategy = {"name": "24P", "description": "Six motion parameters are regressed."}
+    strategy = {"name": "24P", "description": "Six motion parameters are regressed.", "citations": CITATIONS}
     cleaned = {"band_pass": [0.01, 0.1], "detrend": True, "minimum_coverage": 0.5, "minimum_degrees_of_freedom": 10}
     limits = {"maximum_mean_fd": 0.3, "minimum_seconds": 80, "maximum_gap": 20}
     text = methods_of(
@@ -465,7 +473,7 @@ def test_the_methods_text_says_what_the_settings_say(tmp_path: Path) -> None:
     for words in (
         "Recordings of the cohort study (rest) came as derivatives of fMRIPrep (Esteban et al. 2019).",
         "parcels covered less than 50% were taken as missing",
-        "Denoising (24P): Six motion parameters are regressed.",
+        "Denoising (24P): Six motion parameters are regressed (Friston et al. 1996; Murphy and Fox 2017). Linear",
         "Linear trends were removed, signals and confounds were filtered alike at 0.01–0.1 Hz",
         "fewer than 10 degrees of freedom",
         "shorter than 80 s, mean framewise displacement exceeded 0.3 mm (Power et al. 2012) or a censored gap was",
@@ -476,6 +484,30 @@ def test_the_methods_text_says_what_the_settings_say(tmp_path: Path) -> None:
     other = methods_of(tmp_path, ("study", made("parcellate", cleaned | {"band_pass": None}, strategy=strategy)))
     assert "filtered" not in other
     assert "below 0.1 Hz" in methods_of(tmp_path, ("study", made("import_timeseries", {"band_pass": [None, 0.1]})))
+
+
+@pytest.mark.parametrize(
+    ("name", "cited"),
+    [
+        ("schaefer400-tian3-buckner7", " (Schaefer et al. 2018; Tian et al. 2020; Buckner et al. 2011)"),
+        ("cc200", " (Craddock et al. 2012)"),
+        ("A424", " (Nemati et al. 2020)"),
+        ("my-atlas", ""),
+    ],
+)
+def test_the_parts_of_an_atlas_are_cited(tmp_path: Path, name: str, cited: str) -> None:
+    path = tmp_path / "atlas" / "atlas.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"name": name, "space": "MNI152NLin6Asym"}))
+    text = " ".join(methods([], {}, Inputs(tmp_path, [path])))
+    assert text == f"The brain was divided by the atlas {name}{cited} in the space MNI152NLin6Asym."
+
+
+@pytest.mark.parametrize("name", available_strategies())
+def test_every_citation_of_a_shipped_strategy_stands_in_the_text(name: str) -> None:
+    citations = load_strategy(name).citations
+    assert in_text(citations).count(";") == max(0, len(citations) - 1)
+    assert bool(in_text(citations)) == bool(citations)
 
 
 def test_cohorts_with_other_settings_are_told_apart(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from semantoks import report_content as content
 from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, read_metadata, read_text_table, write_text
 from semantoks.report_content import REPORT, Inputs
-from semantoks.report_methods import methods
+from semantoks.report_methods import atlas_citations, methods
 from semantoks.scores import row_place
 
 TASKS_ON_TERMINAL = 3
@@ -41,6 +41,7 @@ def page(settings: Mapping[str, Any], inputs: Inputs) -> str:
         (path.relative_to(inputs.results).parts[0], read_metadata(path)) for path in inputs.matching("*.parquet")
     ]
     metadata += [("pretrain", group["config"]["made_by"]) for group in encoders]
+    atlas = content.atlas_section(inputs)
     environment = Environment(
         loader=FileSystemLoader(REPORT),
         autoescape=True,
@@ -53,7 +54,8 @@ def page(settings: Mapping[str, Any], inputs: Inputs) -> str:
         version=__version__,
         simulated=settings["simulated"],
         cohorts=[content.cohort_section(name, said, inputs) for name, said in settings["cohorts"].items()],
-        atlas=content.atlas_section(inputs),
+        atlas=atlas,
+        atlas_citations=atlas_citations(atlas["name"]) if atlas else [],
         encoders=encoders,
         training=content.training_rows(inputs.matching("pretrain/*/metrics.jsonl")),
         tables=content.table_bodies(inputs.matching("tables/*.html")),

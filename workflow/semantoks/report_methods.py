@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from semantoks.files import read_json, read_text_table
 from semantoks.report_content import Inputs
 
+ATLAS_CITATIONS = Path(__file__).resolve().parents[2] / "resources" / "atlas_citations.tsv"
 _SOURCES = {
     "bids": "were preprocessed with fMRIPrep (Esteban et al. 2019)",
     "fmriprep": "came as derivatives of fMRIPrep (Esteban et al. 2019)",
@@ -67,7 +70,8 @@ def _atlas(inputs: Inputs) -> str | None:
     if path is None:
         return None
     atlas = read_json(path)
-    text = f"The brain was divided by the atlas {atlas['name']} in the space {atlas['space']}"
+    cited = in_text(atlas_citations(atlas["name"]))
+    text = f"The brain was divided by the atlas {atlas['name']}{cited} in the space {atlas['space']}"
     if networks is not None:
         table = read_text_table(networks)
         text += f" into {len(table)} parcels in {table['network'].nunique()} networks"
@@ -79,7 +83,8 @@ def _parcellate(one: Mapping[str, Any]) -> str:
     text = "The signal of a parcel was the mean over its voxels inside the brain mask that vary and are always finite; "
     if "minimum_coverage" in settings:
         text += f"parcels covered less than {settings['minimum_coverage']:.0%} were taken as missing. "
-    text += f"Denoising ({strategy['name']}): {strategy['description']} "
+    cited = in_text(strategy.get("citations", []))
+    text += f"Denoising ({strategy['name']}): {strategy['description'].rstrip('. ')}{cited}. "
     steps = ["linear trends were removed"] if settings.get("detrend") else []
     if settings.get("band_pass"):
         band = _band(settings["band_pass"])
@@ -116,6 +121,29 @@ def _resampling(one: Mapping[str, Any]) -> str:
         return ""
     tr = one["settings"]["tr"]
     return f"Time series were resampled to {tr:g} s with an anti-aliasing filter and z-scored per parcel."
+
+
+def atlas_citations(name: str) -> list[str]:
+    """What to cite for an atlas whose name contains one of the words we know, in full."""
+    known = read_text_table(ATLAS_CITATIONS)
+    return [text for word, text in zip(known["word"], known["citation"], strict=True) if word in name.lower()]
+
+
+def in_text(citations: Sequence[str]) -> str:
+    """References as they stand in a sentence, e.g. `` (Friston et al. 1996; Murphy and Fox 2017)``.
+
+    One that is not written as ``Surname, A. B., & Surname, C. (year)`` stands in the list of references only.
+    """
+    short = []
+    for citation in citations:
+        if match := re.match(r"([^(]+?)\.?\s*\((\d{4})\)", citation):
+            authors, year = match.groups()
+            surnames = re.findall(r"([\w'’ -]+), (?:[A-Z]\.[ -]?)+", f"{authors}.")
+            if surnames:
+                several = len(surnames) > 2 or "et al" in authors
+                first = [surname.strip() for surname in surnames[: 1 if several else 2]]
+                short.append(f"{' and '.join(first)}{' et al.' if several else ''} {year}")
+    return f" ({'; '.join(short)})" if short else ""
 
 
 def _band(edges: Sequence[float | None]) -> str:
