@@ -11,12 +11,20 @@ REPOSITORY = RULES.parents[1]
 sys.path.insert(0, str(REPOSITORY / "workflow"))
 
 from semantoks.atlas_recipes import needed_files, source_of
-from semantoks.batches import current_batches, fmriprep_targets, recordings_of, targets_by_last_batch, update_batches
+from semantoks.batches import (
+    current_batches,
+    fmriprep_targets,
+    recordings_of,
+    targets_by_last_batch,
+    targets_of_cohort,
+    update_batches,
+)
 from semantoks.code_version import code_version
 from semantoks.config_files import check_files
 from semantoks.container_binds import container_binds
 from semantoks.errors import UserError, disk_error
 from semantoks.files import write_json
+from semantoks.fmriprep_finished import finished_before, update_finished
 from semantoks.launch import training_resources
 from semantoks.settings import RECORDING_KEYS, load_settings
 from semantoks.snakemake_environment import attempts as attempts_of_a_job
@@ -42,6 +50,14 @@ try:
                 folder,
                 settings.values["batch_size"],
             )
+            if cohort.source["type"] == "bids":
+                update_finished(
+                    RESULTS / cohort.name / "fmriprep",
+                    cohort.source,
+                    cohort.wanted_runs,
+                    settings.fmriprep_deciding,
+                    targets_of_cohort(folder, settings.section("fmriprep")["per_session"]),
+                )
 except (UserError, OSError) as error:
     message = error if isinstance(error, UserError) else disk_error(error)
     if message is None:
@@ -135,7 +151,14 @@ def fmriprep_statuses(wildcards):
         return []
     batch = RESULTS / wildcards.cohort / "batches" / f"{wildcards.batch}.tsv"
     targets = fmriprep_targets(batch, settings.section("fmriprep")["per_session"])
-    return [RESULTS / wildcards.cohort / "fmriprep" / f"{target}.json" for target in targets]
+    finished = known_as_finished(wildcards.cohort)
+    return [RESULTS / wildcards.cohort / "fmriprep" / f"{target}.json" for target in targets if target not in finished]
+
+
+@functools.cache
+def known_as_finished(cohort):
+    """Who was finished before this workflow ran."""
+    return frozenset(finished_before(RESULTS / cohort / "fmriprep"))
 
 
 @functools.cache

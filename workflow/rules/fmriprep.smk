@@ -20,7 +20,7 @@ rule fmriprep_prepare:
     container:
         None
     params:
-        settings=settings.fmriprep_json,
+        settings=json.dumps(settings.fmriprep_deciding, sort_keys=True),
         bids=lambda wildcards: settings.cohort(wildcards.cohort).source["path"],
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
     shell:
@@ -51,7 +51,7 @@ rule fmriprep:
         attempt=lambda wildcards, attempt: attempt,
         attempts=attempts,
     params:
-        settings=settings.fmriprep_json,
+        settings=json.dumps(settings.fmriprep_deciding, sort_keys=True),
         bids=lambda wildcards: settings.cohort(wildcards.cohort).source["path"],
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
         runs=lambda wildcards: settings.cohort(wildcards.cohort).runs_json,

@@ -60,6 +60,12 @@ def fmriprep_targets(batch: Path, per_session: bool) -> list[str]:
     return sorted(set(names))
 
 
+def targets_of_cohort(folder: Path, per_session: bool) -> list[str]:
+    """What fMRIPrep is run on for all batches of a cohort, in order."""
+    batches = current_batches(folder)
+    return sorted({name for batch in batches for name in fmriprep_targets(folder / f"{batch}.tsv", per_session)})
+
+
 def targets_by_last_batch(folder: Path, per_session: bool) -> dict[str, dict[str, list[str]]]:
     """Batch → what fMRIPrep is run on (as in :func:`fmriprep_targets`) that ends in it → all batches that hold it."""
     batches: dict[str, list[str]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import gzip
 import re
 import zlib
@@ -101,10 +102,14 @@ def _func_folder(derivatives: Path, target: Target, run: str) -> Path:
     return derivatives / f"sub-{target.participant}" / (f"ses-{session[1]}" if session else "") / "func"
 
 
+@functools.cache
+def _layouts() -> list[list[str]]:
+    return [layout["files"] for layout in yaml.safe_load(OUTPUTS.read_text(encoding="utf-8"))["layouts"]]
+
+
 def _nearest_layout(folder: Path, run: str, target: Target) -> tuple[list[str], list[str]]:
     """The layout of file names with the fewest problems, and these problems."""
-    layouts = [layout["files"] for layout in yaml.safe_load(OUTPUTS.read_text(encoding="utf-8"))["layouts"]]
-    by_layout = [(files, list(_run_problems(folder, run, target.spaces, files))) for files in layouts]
+    by_layout = [(files, list(_run_problems(folder, run, target.spaces, files))) for files in _layouts()]
     return min(by_layout, key=lambda found: len(found[1]))
 
 

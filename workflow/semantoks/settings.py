@@ -119,9 +119,9 @@ class Settings:
         return section
 
     @property
-    def fmriprep_json(self) -> str:
-        """The keys of the section ``fmriprep`` that decide about results, as JSON."""
-        return json.dumps({key: self.section("fmriprep")[key] for key in FMRIPREP_KEYS}, sort_keys=True)
+    def fmriprep_deciding(self) -> dict[str, Any]:
+        """The keys of the section ``fmriprep`` that decide about results."""
+        return {key: self.section("fmriprep")[key] for key in FMRIPREP_KEYS}
 
     @property
     def fmriprep_running(self) -> dict[str, Any]:
