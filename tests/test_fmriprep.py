@@ -38,7 +38,7 @@ def test_success_is_done_and_the_work_folder_goes(run: Runner, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        ("crash", "exit code 1: RuntimeError: command recon-all failed"),
+        ("crash", "exit code 1: RuntimeError: command recon-all failed | no sub-01_task-rest_run-2_space-MNI152NLin6"),
         ("disk", "No space left on device"),
         ("memory", "exit code 1: concurrent.futures.process.BrokenProcessPool"),
         ("killed", "killed (memory or time limit?)"),
@@ -174,7 +174,8 @@ def test_native_fmriprep_does_not_see_the_path_of_this_package(run: Runner, monk
     monkeypatch.setenv("PYTHONPATH", "/somewhere/workflow")
     status = run("python path")
     assert status is not None
-    assert status["reason"] == "exit code 1: OSError: saw None"
+    assert status["reason"].startswith("exit code 1: OSError: saw None | no sub-01_task-rest_run-1_space")
+    assert status["reason"].endswith("(6 in all)")
 
 
 def test_runs_that_the_cohort_does_not_use_are_not_waited_for(run: Runner, bids: Path) -> None:

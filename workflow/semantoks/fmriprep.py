@@ -124,10 +124,11 @@ def _judge(ended: Ended, job: Job, attempt: Attempt, command: str) -> dict[str, 
         print(f"killed or out of memory ({ended.reason}): another attempt follows", file=sys.stderr)
         raise SystemExit(ended.code if ended.code > 0 else 128 - ended.code)
     missing = problems(job.derivatives, job.bids, job.target)
+    first = "; ".join(missing[:3]) + (f" ({len(missing)} in all)" if len(missing) > 3 else "")
     if ended.code:
-        return _status(job, "failed", ended.reason, command)
+        return _status(job, "failed", f"{ended.reason} | {first or 'all outputs are there'}", command)
     if missing:
-        return _status(job, "incomplete", f"fMRIPrep ended without error, but: {'; '.join(missing[:3])}", command)
+        return _status(job, "incomplete", f"fMRIPrep ended without error, but: {first}", command)
     shutil.rmtree(job.work, ignore_errors=True)
     return _status(job, "done", None, command)
 
