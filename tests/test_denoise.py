@@ -141,6 +141,55 @@ def test_names_of_fmriprep_1_0_are_translated(tmp_path: Path, table: pd.DataFram
     pd.testing.assert_frame_equal(denoise.design(read, strategy, {}), denoise.design(table, strategy, {}))
 
 
+def names_of(version: str) -> tuple[dict[str, str], dict[str, dict], list[str]]:
+    """Old name by name of today, the sidecar, and columns that a version writes beside those that are used."""
+    old = {f"{p}_comp_cor_{n:02d}": f"a_comp_cor_{n + 6 * (p == 'w'):02d}" for p in "cw" for n in range(6)}
+    if version == "1.0 and 1.1":
+        translated = {new: name for name, new in conf._OLD_NAMES.items()}
+        translated |= {f"cosine{n:02d}": f"Cosine{n:02d}" for n in range(10)}
+        translated |= {f"non_steady_state_outlier{n:02d}": f"NonSteadyStateOutlier{n:02d}" for n in range(3)}
+        components = {new: name.replace("a_comp_cor_", "aCompCor") for new, name in old.items()}
+        return translated | components, {}, ["vx-wisestdDVARS", "tCompCor00", "AROMAAggrComp01"]
+    if version == "1.2 and 1.3":
+        return old, {}, ["t_comp_cor_00", "aroma_motion_01"]
+    if version == "1.4 to 20.2":
+        masks = {name: {"Mask": "CSF" if new[0] == "c" else "WM", "Retained": True} for new, name in old.items()}
+        combined = {f"a_comp_cor_{n}": {"Mask": "combined"} for n in (12, 13)}
+        return old, masks | combined, ["motion_outlier00", "csf_wm", "a_comp_cor_12", "a_comp_cor_13"]
+    return {}, {}, ["motion_outlier00", "csf_wm", "a_comp_cor_00", "edge_comp_00", "rmsd", "csf_derivative1_power2"]
+
+
+VERSIONS = ["1.0 and 1.1", "1.2 and 1.3", "1.4 to 20.2", "21.0 to 25.x"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_gives_the_same_regressors(tmp_path: Path, table: pd.DataFrame, version: str) -> None:
+    """Tables with the columns of each version of fMRIPrep; before 1.4 the tissue of aCompCor is not stated."""
+    renamed, sidecar, further = names_of(version)
+    written = table.rename(columns=renamed).assign(**dict.fromkeys(set(further) - set(table), 0.5))
+    path = synthetic.write_confounds(tmp_path / "sub-01_desc-confounds_timeseries.tsv", written)
+    if sidecar:
+        path.with_suffix(".json").write_text(json.dumps(sidecar))
+    read = conf.read_confounds(path)
+    assert conf.n_non_steady(read) == 2
+    for name in ("24P", "36P"):
+        expected = denoise.design(table, denoise.load_strategy(name), {})
+        if "csf_derivative1_power2" in further and name == "36P":
+            expected["csf_derivative1_power2"] = 0.5  # what the table has goes before what is computed
+        pd.testing.assert_frame_equal(designed(path, name), expected)
+    if version in VERSIONS[2:]:
+        expected = denoise.design(table, denoise.load_strategy("24P+acompcor"), {})
+        np.testing.assert_allclose(designed(path, "24P+acompcor"), expected, rtol=1e-6)
+        return
+    with pytest.raises(UserError, match="found 12 a_comp_cor columns, their tissue is not stated"):
+        designed(path, "24P+acompcor")
+    own = tmp_path / "own.yaml"
+    own.write_text("name: own\ndescription: combined\nacompcor: {combined: 10}\ncosines: true\n")
+    assert [name for name in designed(path, str(own)) if "comp_cor" in name] == [
+        f"a_comp_cor_{n:02d}" for n in range(10)
+    ]
+
+
 @pytest.mark.parametrize(
     ("file", "volumes", "non_steady", "regressors"),
     [

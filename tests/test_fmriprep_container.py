@@ -21,6 +21,7 @@ from semantoks import fmriprep, fmriprep_prepare
 from semantoks.container_images import Image
 from semantoks.errors import UserError
 from semantoks.fmriprep_outputs import Target, problems
+from semantoks.fmriprep_process import end_containers
 from small_study import copy_repository
 
 pytestmark = pytest.mark.slow
@@ -255,7 +256,8 @@ def repository(place: Path, image: Image) -> Path:
 
 def test_a_request_to_stop_ends_the_container_too(place: Path, repository: Path, engine: Engine) -> None:
     with started(place, repository) as process:
-        assert len(running(engine)) == 1
+        end_containers("podman", place / "work/sub-0")
+        assert len(running(engine)) == 1, "another participant's container is left alone"
         process.terminate()
         process.communicate(timeout=60)
     assert running(engine) == [], "process 1 of a container is deaf to SIGTERM"

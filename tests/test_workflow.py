@@ -241,13 +241,15 @@ def test_a_missing_label_table_stops_before_the_job_graph(tmp_path):
 
 def test_every_missing_file_is_named_at_once(tmp_path, monkeypatch):
     (tmp_path / "gone").symlink_to("nowhere")
-    settings = {"atlas": {"name": "own", "image": "gone", "labels": "."}, "networks": {"names": "absent"}}
+    atlas = {"name": "own", "image": "gone", "labels": ".", "folder": "config.yaml"}
+    settings = {"atlas": atlas, "networks": {"names": "absent"}}
     write_config(tmp_path, {"study": derivatives(tmp_path / "data")}, **settings)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as told:
         check_files(load_settings(yaml.safe_load((tmp_path / "config.yaml").read_text())))
     lines = str(told.value).replace("error: ", "").splitlines()
     assert [line.split(";")[0] for line in lines] == [
+        "key 'atlas.folder': expected a folder with the atlas's sources, found a file at config.yaml",
         "key 'atlas.image': expected a file, found a link to nothing (annexed data not fetched?) at gone",
         "key 'atlas.labels': expected a file, found a folder at .",
         "key 'networks.names': expected a file, found nothing at absent",

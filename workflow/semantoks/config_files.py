@@ -24,7 +24,8 @@ def check_files(settings: Settings) -> None:
     UserError
         Naming keys and paths; also for a denoising strategy that is neither known nor a readable file.
     """
-    missing = [
+    missing = _missing_folders(settings)
+    missing += [
         f"{key}: expected a file, found {found} at {path}"
         for key, path in _named_files(settings)
         if path is not None and (found := _instead_of_a_file(Path(path))) is not None
@@ -38,6 +39,15 @@ def check_files(settings: Settings) -> None:
             load_strategy(settings.section("parcellate")["denoising"])
         except UserError as error:
             raise UserError(f"key 'parcellate.denoising': {error}") from None
+
+
+def _missing_folders(settings: Settings) -> list[str]:
+    folder = settings.section("atlas")["folder"]
+    if folder is None or Path(folder).is_dir():
+        return []
+    return [
+        f"key 'atlas.folder': expected a folder with the atlas's sources, found {_what_is(Path(folder))} at {folder}"
+    ]
 
 
 def _named_files(settings: Settings) -> Iterator[tuple[str, str | None]]:
@@ -57,8 +67,10 @@ def _named_files(settings: Settings) -> Iterator[tuple[str, str | None]]:
 
 def _instead_of_a_file(path: Path) -> str | None:
     """What lies where a file should; None for a file."""
-    if path.is_file():
-        return None
+    return None if path.is_file() else _what_is(path)
+
+
+def _what_is(path: Path) -> str:
     if path.is_symlink() and not path.exists():
         return "a link to nothing (annexed data not fetched?)"
-    return "a folder" if path.is_dir() else "nothing"
+    return "a folder" if path.is_dir() else "a file" if path.exists() else "nothing"
