@@ -38,8 +38,8 @@ from semantoks.weights import PUBLISHED_RUNS
 N_FRAMES, TR, BATCH = 180, 2.0, 50
 NETWORKS = [str(network) for network, length in PUBLISHED_RUNS for _ in range(length)]
 NAMES = [f"roi-{number}" for number in range(len(NETWORKS))]
-QC = {"minimum_seconds": 80, "minimum_valid_rois": 0.8, "maximum_mean_fd": 0.5, "minimum_minutes_kept": 1.0}
-QC |= {"maximum_share_censored": 0.5, "maximum_gap": 20}
+QC = {"minimum_seconds": 80, "minimum_valid_rois": 0.8, "minimum_median_coverage": None, "maximum_mean_fd": 0.5}
+QC |= {"minimum_minutes_kept": 1.0, "maximum_share_censored": 0.5, "maximum_gap": 20}
 
 
 def batches(n_recordings: int) -> list[str]:

@@ -30,6 +30,7 @@ SETTINGS = {
     "maximum_share_censored": 0.5,
     "maximum_gap": 20,
     "minimum_valid_rois": 0.8,
+    "minimum_median_coverage": 0.7,
 }
 
 
@@ -88,6 +89,11 @@ def decide(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> pd.DataF
         (record(**IMPORTED), None, None),
         (record(n_frames=39), "minimum_seconds", "78 s long, below 80 s"),
         (record(without_data=3), "minimum_valid_rois", "70% of ROIs with data, below 80%"),
+        (
+            record(coverage=np.full(len(NAMES), 0.65)),
+            "minimum_median_coverage",
+            "65% of the median parcel covered, below 70%",
+        ),
         (record(mean_fd=0.62), "maximum_mean_fd", "mean framewise displacement 0.62 mm, above 0.5 mm"),
         (record(minutes_kept=0.9), "minimum_minutes_kept", "0.9 min kept, below 1 min"),
         (record(share_censored=0.55), "maximum_share_censored", "55% of volumes censored, above 50%"),

@@ -13,8 +13,10 @@ rule parcellate:
         RESULTS / "benchmarks" / "parcellate" / "{cohort}" / "{batch}.tsv"
     conda:
         "../../envs/parcellate.yaml"
+    # Recordings at a time; more by `--set-threads parcellate=4`.
+    threads: 1
     resources:
-        mem_mb=grows_with_attempt(4000),
+        mem_mb=lambda wildcards, attempt, threads: (2000 + 2000 * threads) * 2 ** (attempt - 1),
         runtime=grows_with_attempt(120),
     params:
         settings=parcellate_settings,
@@ -22,5 +24,5 @@ rule parcellate:
         module=parcellate_module,
         atlas=RESULTS / "atlas",
     shell:
-        "OMP_NUM_THREADS={threads} python -m semantoks.{params.module} --settings {params.settings:q} --index {input.index:q}"
-        " --batch {wildcards.batch} --atlas {params.atlas:q} --output {output:q} > {log:q} 2>&1"
+        "OMP_NUM_THREADS=1 python -m semantoks.{params.module} --settings {params.settings:q} --index {input.index:q}"
+        " --batch {wildcards.batch} --atlas {params.atlas:q} --output {output:q} --workers {threads} > {log:q} 2>&1"

@@ -201,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", required=True)
     parser.add_argument("--atlas", type=Path, required=True, help="folder of the atlas stage")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=1, help="as for parcellation; reading is one after another")
     arguments = parser.parse_args(argv)
     settings = arguments.settings
     labels = read_text_table(arguments.atlas / "labels.tsv").astype({"index": int})

@@ -57,6 +57,7 @@ class QcSettings:
 
     minimum_seconds: float
     minimum_valid_rois: float
+    minimum_median_coverage: float | None
     maximum_mean_fd: float | None
     minimum_minutes_kept: float
     maximum_share_censored: float
@@ -74,12 +75,16 @@ def broken_thresholds(measures: Mapping[str, Any], settings: QcSettings) -> dict
     """
     seconds = measures["n_frames"] * measures["tr"]
     fd, minutes, share = measures["mean_fd"], measures["minutes_kept"], measures["share_censored"]
-    gap, valid = measures["longest_gap"], measures["valid_rois"]
+    gap, valid, coverage = measures["longest_gap"], measures["valid_rois"], measures["median_coverage"]
     reasons = {}
     if seconds < settings.minimum_seconds - 1e-6:
         reasons["minimum_seconds"] = f"{seconds:.0f} s long, below {settings.minimum_seconds:g} s"
     if valid < settings.minimum_valid_rois:
         reasons["minimum_valid_rois"] = f"{valid:.0%} of ROIs with data, below {settings.minimum_valid_rois:.0%}"
+    if None not in (coverage, settings.minimum_median_coverage) and coverage < settings.minimum_median_coverage:
+        reasons["minimum_median_coverage"] = (
+            f"{coverage:.0%} of the median parcel covered, below {settings.minimum_median_coverage:.0%}"
+        )
     if fd is not None and settings.maximum_mean_fd is not None and fd > settings.maximum_mean_fd:
         reasons["maximum_mean_fd"] = f"mean framewise displacement {fd:.2f} mm, above {settings.maximum_mean_fd:g} mm"
     if minutes is not None and minutes < settings.minimum_minutes_kept:

@@ -25,6 +25,7 @@ STEP_TEXTS = {
     "unusable": "no usable file or time series",
     "minimum_seconds": "too short",
     "minimum_valid_rois": "too few ROIs with data",
+    "minimum_median_coverage": "parcels covered too little",
     "maximum_mean_fd": "too much motion",
     "minimum_minutes_kept": "too little left by censoring",
     "maximum_share_censored": "too large a share censored",

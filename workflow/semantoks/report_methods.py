@@ -107,6 +107,7 @@ def _inclusion(one: Mapping[str, Any]) -> str:
     limits = {
         "minimum_seconds": "they were shorter than {:g} s",
         "minimum_valid_rois": "fewer than {:.0%} of the parcels had data",
+        "minimum_median_coverage": "the median parcel was covered less than {:.0%}",
         "maximum_mean_fd": "mean framewise displacement exceeded {:g} mm (Power et al. 2012)",
         "minimum_minutes_kept": "censoring left less than {:g} min",
         "maximum_share_censored": "more than {:.0%} of the volumes were censored",
