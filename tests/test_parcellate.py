@@ -124,6 +124,30 @@ def test_equals_nilearn_masker_with_the_same_cleaning(
     assert np.abs(ours["bold"] - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("dtype", [">i2", "<i2", "u1", ">f4", "<f8", "<i4"])
+@pytest.mark.parametrize("slope", [1.0, -0.25])
+def test_means_and_tsnr_equal_plain_numpy_for_every_kind_of_number(
+    random: np.random.Generator, tmp_path: Path, dtype: str, slope: float
+) -> None:
+    stored = random.uniform(60, 200, size=(*SHAPE, 20)).astype(dtype)
+    header = nibabel.Nifti1Header(endianness=np.dtype(dtype).byteorder.replace("=", "<").replace("|", "<"))
+    header.set_data_shape(stored.shape)
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(slope, 7)
+    content = header.binaryblock.ljust(352, b"\0") + stored.tobytes(order="F")
+    content = content[:108] + np.array([352], header.endianness + "f4").tobytes() + content[112:]
+    (tmp_path / "bold.nii").write_bytes(content)
+    labels = synthetic.atlas_labels()
+    voxels = voxels_of_parcels(labels, np.array(INDEX))
+    found = parcel_means(open_bold(tmp_path / "bold.nii"), voxels, np.ones(SHAPE, dtype=bool), first=2)
+    values = stored.astype(np.float64)[..., 2:] * slope + 7
+    assert np.asarray(nibabel.load(tmp_path / "bold.nii").dataobj)[..., 2:] == pytest.approx(values)
+    for position, index in enumerate(INDEX):
+        inside = values[labels == index]
+        np.testing.assert_allclose(found.means[position], inside.mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(found.tsnr[position], (inside.mean(1) / inside.std(1)).mean(), rtol=1e-4)
+
+
 def test_labels_are_matched_by_value_when_a_mask_empties_one(
     random: np.random.Generator, atlas: Path, tmp_path: Path
 ) -> None:
