@@ -51,7 +51,11 @@ def cohort_settings(path: Path, table: pd.DataFrame, **changes: Any) -> dict[str
         "family_column": None,
         "confounds": ["age", "sex"],
         "probe": defaults("probe")
-        | {"repetitions": 3, "epochs": 3, "permutations": {"regression": 99, "classification": 0}},
+        | {
+            "repetitions": 3,
+            "epochs": 3,
+            "permutations": {"regression": 99, "classification": 0, "classification_up_to": None},
+        },
     }
     return settings | changes
 

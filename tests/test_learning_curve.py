@@ -72,7 +72,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     settings = defaults("probe") | {"protocols": ["random", "learning-curve"], "repetitions": 2, "epochs": 2}
     settings |= {
         "learning_curve": SETTINGS | {"sizes": [16, 32, 64]},
-        "permutations": {"regression": 49, "classification": 0},
+        "permutations": {"regression": 49, "classification": 0, "classification_up_to": None},
     }
     return Study(tmp_path_factory.mktemp("curve"), table, bold, probe=settings)
 

@@ -81,9 +81,11 @@ class TestChain:
         return tuple(principal_scores(standardise(self.features, part), part) for part in (one.training, both))
 
     @pytest.mark.parametrize("refit", [True, False])
-    @pytest.mark.parametrize(("head", "n_classes"), [("ridge", 0), ("ridge", 2), ("logistic", 2)])
+    @pytest.mark.parametrize(
+        ("head", "n_classes"), [("ridge", 0), ("ridge", 2), ("logistic", 2), ("ridge", 3), ("logistic", 3)]
+    )
     def test_equals_one_permutation_at_a_time(self, head: str, n_classes: int, refit: bool) -> None:
-        target = self.generator.integers(0, 2, 60) if n_classes else self.generator.normal(size=60)
+        target = self.generator.integers(0, n_classes, 60) if n_classes else self.generator.normal(size=60)
         one = task(self.parts, target, n_classes)
         both = np.sort(np.concatenate([one.training, one.validation])) if refit else one.training
         first, second = self.scores(one) if refit else (self.scores(one)[0],) * 2
@@ -96,10 +98,10 @@ class TestChain:
             np.testing.assert_allclose(made.scores[number], alone.scores(second[one.test]), atol=1e-3)
             np.testing.assert_array_equal(made.targets[number], permuted[one.test])
 
-    @pytest.mark.parametrize("n_classes", [0, 2])
+    @pytest.mark.parametrize("n_classes", [0, 2, 3])
     def test_metrics_are_those_of_the_tables(self, n_classes: int) -> None:
         kind = "classification" if n_classes else "regression"
-        draw = self.generator.integers(0, 2, (7, 24)) if n_classes else self.generator.normal(size=(7, 24))
+        draw = self.generator.integers(0, n_classes, (7, 24)) if n_classes else self.generator.normal(size=(7, 24))
         scores = self.generator.normal(size=(7, 24, max(n_classes, 1)))
         scores[3] = 1  # constant
         halves = []
@@ -140,7 +142,7 @@ def test_a_row_of_the_table_brings_its_metrics_under_permuted_labels(tmp_path: P
     r = permuted.query("metric == 'r' and protocol == 'random'")["value"]
     assert abs(r.mean()) < 0.1
     assert r.std() > 0.05
-    study.settings["probe"]["permutations"] = {"regression": 0, "classification": 3}
+    study.settings["probe"]["permutations"] = {"regression": 0, "classification": 3, "classification_up_to": None}
     study.row("fc", "--shards", str(study.shards), "--permutations", str(path))
     assert set(read_table(path)["metric"]) == {"balanced_accuracy", "auroc", "macro_f1", "site_auroc"}
 
@@ -177,10 +179,22 @@ class TestTypeOneError:
         return [site_parts(units, group, site, 0.25, "") for site in sorted(set(group))]
 
     def values(
-        self, protocol: str, drawn: tuple[np.ndarray, np.ndarray, pd.DataFrame], permutations: int
+        self,
+        protocol: str,
+        drawn: tuple[np.ndarray, np.ndarray, pd.DataFrame],
+        permutations: int,
+        classes: bool = False,
     ) -> Iterator[tuple[np.ndarray, list[float]]]:
-        """Of each number r under its true and under permuted labels, and (random splits) of each repetition."""
+        """The metric of each number under its true and under permuted labels, and (random splits) of each repetition.
+
+        Numbers are predicted, or whether they are large.
+        """
         features, numbers, who = drawn
+        if classes:
+            numbers = (numbers > 0.75).astype(np.int64)
+        metric = (
+            ("balanced_accuracy" if classes else "r") if protocol == "random" else "site_auroc" if classes else "site_r"
+        )
         site = who["site"].to_numpy()
         splits = self.splits(who, protocol)
         scores = []
@@ -192,28 +206,33 @@ class TestTypeOneError:
         orders = permuted_orders(np.arange(self.n), who, permutations, "x")
         orders = np.concatenate([np.arange(self.n)[None], orders])
         for number in numbers:
-            tasks = [task(parts, number, protocol=protocol) for parts in splits]
+            tasks = [task(parts, number, 2 * classes, protocol) for parts in splits]
             if protocol == "random":
                 tasks = [replace(one, repetition=repetition) for repetition, one in enumerate(tasks)]
             made = [
                 (one, permute("ridge", one, pair, orders, SETTINGS)) for one, pair in zip(tasks, scores, strict=True)
             ]
             if protocol == "random":
-                each = [null_values([one], site)["r"][0] for one in made]
-                yield null_values(made, site)["r"], each
+                each = [null_values([one], site)[metric][0] for one in made]
+                yield null_values(made, site)[metric], each
             else:
-                yield null_values(made, site)["site_r"], []
+                yield null_values(made, site)[metric], []
 
+    @pytest.mark.parametrize("classes", [False, True])
     @pytest.mark.parametrize("protocol", ["random", "leave-site-out"])
-    def test_a_twentieth_of_true_nulls_is_rejected_and_what_is_there_is_found(self, protocol: str) -> None:
-        """Sites differ in the number, and features know the site: that alone is no evidence."""
+    def test_a_twentieth_of_true_nulls_is_rejected_and_what_is_there_is_found(
+        self, protocol: str, classes: bool
+    ) -> None:
+        """Sites differ in what is predicted, and features know the site: that alone is no evidence."""
         p = {}
-        for effect, cohorts in ((0, self.cohorts), (0.8, 2)):
+        # A class says less about the factor than the number does.
+        strong = 1.6 if classes else 0.8
+        for effect, cohorts in ((0, self.cohorts), (strong, 2)):
             drawn = (self.draw(effect, 0.5, seed) for seed in range(cohorts))
-            found = [value for one in drawn for value, _ in self.values(protocol, one, self.permutations)]
+            found = [value for one in drawn for value, _ in self.values(protocol, one, self.permutations, classes)]
             p[effect] = np.array([permutation_p(value[0], value[1:]) for value in found])
         assert (p[0] < 0.05).mean() <= 0.06
-        assert (p[0.8] < 0.05).mean() > 0.8
+        assert (p[strong] < 0.05).mean() > 0.8
 
     def test_why_not_the_corrected_t_test(self) -> None:
         """Even without differences between sites: r of two repetitions agrees more than the t-test supposes (.2)."""

@@ -56,13 +56,19 @@ class LabelOrders:
 
     def of(self, task: Task) -> np.ndarray | None:
         """Whose label each participant gets [permutations, participants]; None where labels are not permuted."""
-        count = (
-            0 if task.protocol == LEARNING_CURVE else self.counts["classification" if task.n_classes else "regression"]
-        )
         key = (task.phenotype.name, task.protocol)
+        count = self._count(task, len(self.members[key]))
         if count and key not in self._orders:
             self._orders[key] = permuted_orders(np.array(sorted(self.members[key])), self.people, count, "|".join(key))
         return self._orders.get(key)
+
+    def _count(self, task: Task, participants: int) -> int:
+        if task.protocol == LEARNING_CURVE:
+            return 0
+        if not task.n_classes:
+            return int(self.counts["regression"])
+        most = self.counts["classification_up_to"]
+        return int(self.counts["classification"]) if most is None or participants <= most else 0
 
 
 def predict_solved(

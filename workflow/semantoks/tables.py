@@ -187,7 +187,7 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
         "reference, one-sided (better) against the majority row, which has r = 0 by definition. Random splits: "
         "corrected resampled t-test (Nadeau & Bengio 2003); leave-site-out and cohorts for testing: bootstrap of the "
         "paired difference, which is liberal with fewer than five sites. "
-        + _permutation_note(probe.get("permutations") or {}),
+        + _permutation_note(scores, probe["permutations"]),
         "Within-site AUROC: mean over sites weighted by the pairs compared; within-site r: weighted by participants "
         "less one. Sites with one class have none.",
     ]
@@ -231,10 +231,11 @@ def _divided(protocols: set[str], about: Mapping[str, Any]) -> str:
     return text + (" Given: the user's own splits." if GIVEN in protocols else "")
 
 
-def _permutation_note(counts: Mapping[str, int]) -> str:
+def _permutation_note(scores: pd.DataFrame, counts: Mapping[str, int]) -> str:
     """Which comparisons with the majority row rest on permuted labels."""
     kinds = {"classification": "classes", "regression": "numbers"}
-    made = [f"{kinds[kind]} {count} times" for kind, count in sorted(counts.items()) if count]
+    found = set(scores.loc[scores["test_majority"] == "permutation", "type"])
+    made = [f"{kinds[kind]} {counts[kind]} times" for kind in sorted(found) if counts.get(kind)]
     if not made:
         return ""
     return (

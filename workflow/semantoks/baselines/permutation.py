@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import linalg
+from scipy import linalg, stats
 
 from semantoks.baselines.features import Index
-from semantoks.baselines.linear import fit, tune
+from semantoks.baselines.permuted_heads import ManyHeads
 from semantoks.baselines.tasks import Permuted, Task
-from semantoks.metrics import METRICS, SITE_METRIC, site_mean
+from semantoks.metrics import SITE_METRIC
 from semantoks.protocols import LEAVE_SITE_OUT, TRANSFER
 
 Floats = npt.NDArray[np.float64]
@@ -72,16 +72,45 @@ def permute(
     both = np.sort(np.concatenate([task.training, task.validation])) if settings["refit"] else task.training
     if not task.n_classes:
         return _permute_numbers(task, scores, both, orders, settings["penalties"])
+    return _permute_classes(head, task, scores, both, orders, settings["penalties"])
+
+
+def _permute_classes(
+    head: str,
+    task: Task,
+    scores: tuple[Floats, Floats],
+    both: Index,
+    orders: npt.NDArray[np.intp],
+    penalties: Sequence[float],
+) -> Permuted:
+    """All permutations at once, for logistic and ridge."""
     first, second = scores
-    made = []
-    for order in orders:
-        target = task.target[order]
-        parts = (task.training, task.validation)
-        penalty, fitted = tune(head, first, target, task.n_classes, parts, settings["penalties"])
-        if settings["refit"]:
-            (fitted,) = fit(head, second[both], target[both], task.n_classes, [penalty])
-        made.append(fitted.scores(second[task.test]))
-    return Permuted(task.target[orders[:, task.test]], np.stack(made))
+    labels = task.target[orders]
+    strongest_first = sorted(penalties, reverse=True)
+    heads = ManyHeads(head, first[task.training], labels[:, task.training], task.n_classes)
+    errors = []
+    for weight in heads.path(strongest_first):
+        errors.append(_losses(head, heads.scores(first[task.validation], weight), labels[:, task.validation].T))
+    best = np.argmin(errors, axis=0)
+    found = np.empty((len(orders), len(task.test), task.n_classes), dtype=np.float32)
+    for number, penalty in enumerate(strongest_first):
+        chosen = np.flatnonzero(best == number)
+        if len(chosen):
+            heads = ManyHeads(head, second[both], labels[chosen][:, both], task.n_classes)
+            (weight,) = heads.path([penalty])
+            found[chosen] = np.moveaxis(heads.scores(second[task.test], weight), 1, 0)
+    return Permuted(labels[:, task.test], found)
+
+
+def _losses(head: str, scores: Floats, labels: npt.NDArray) -> Floats:
+    """``linear.loss`` of each permutation [permutations], of scores [rows, permutations, classes]."""
+    true = labels[:, :, None] == np.arange(scores.shape[2])
+    if head == "logistic":
+        each = -np.log(np.maximum((scores * true).sum(axis=2), np.finfo(np.float64).tiny))
+    else:
+        each = np.square(scores - np.where(true, 1.0, -1.0)).mean(axis=2)
+    sums, counts = (each[:, :, None] * true).sum(axis=0), true.sum(axis=0)
+    return _mean_of_defined(np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0).T)
 
 
 def _permute_numbers(
@@ -147,17 +176,19 @@ def _site_values(kind: str, targets: npt.NDArray, scores: npt.NDArray, site: npt
     """``metrics.site_mean`` of each permutation."""
     if kind == "regression":
         return _site_correlations(targets, scores[:, :, 0], site)
-    return np.array([site_mean(kind, y.astype(np.float64), s, site) for y, s in zip(targets, scores, strict=True)])
+    total, weight = np.zeros(len(targets)), np.zeros(len(targets))
+    for name in np.unique(site):
+        rows = site == name
+        for value, pairs in _areas(targets[:, rows], scores[:, rows]):
+            total += np.where(pairs > 0, value, 0) * pairs
+            weight += pairs
+    return _ratio(total, weight)
 
 
 def _metrics(kind: str, targets: npt.NDArray, scores: npt.NDArray) -> dict[str, Floats]:
     """Metrics [permutations] of targets [permutations, n] and scores [permutations, n, classes or 1]."""
     if kind == "classification":
-        one = np.ones((1, targets.shape[1]))
-        return {
-            name: np.array([compute(y.astype(np.float64), s, one)[0] for y, s in zip(targets, scores, strict=True)])
-            for name, compute in METRICS[kind].items()
-        }
+        return _class_metrics(targets, scores)
     missed = targets - scores[:, :, 0]
     spread = np.square(targets - targets.mean(axis=1, keepdims=True)).sum(axis=1)
     return {
@@ -165,6 +196,41 @@ def _metrics(kind: str, targets: npt.NDArray, scores: npt.NDArray) -> dict[str, 
         "r2": 1 - np.square(missed).sum(axis=1) / spread,
         "mae": np.abs(missed).mean(axis=1),
     }
+
+
+def _class_metrics(targets: npt.NDArray, scores: npt.NDArray) -> dict[str, Floats]:
+    """``metrics.METRICS`` of classes, of all permutations at once."""
+    predicted = scores.argmax(axis=2)
+    recalls, harmonic = [], []
+    for k in range(scores.shape[2]):
+        true, guess = targets == k, predicted == k
+        hit, n_true = (true & guess).sum(axis=1), true.sum(axis=1)
+        recalls.append(_ratio(hit, n_true))
+        harmonic.append(_ratio(2 * hit, n_true + guess.sum(axis=1)))
+    areas = [value for value, _ in _areas(targets, scores)]
+    named = {"balanced_accuracy": recalls, "auroc": areas, "macro_f1": harmonic}
+    return {name: _mean_of_defined(np.stack(values)) for name, values in named.items()}
+
+
+def _areas(targets: npt.NDArray, scores: npt.NDArray) -> Iterator[tuple[Floats, Floats]]:
+    """Area under the ROC curve and number of pairs [permutations]: of two classes once, of more for each class."""
+    two = scores.shape[2] == 2
+    for k in [1] if two else range(scores.shape[2]):
+        positive = targets == k
+        ranks = stats.rankdata(scores[:, :, 1] - scores[:, :, 0] if two else scores[:, :, k], axis=1)
+        above = positive.sum(axis=1)
+        pairs = (above * (positive.shape[1] - above)).astype(np.float64)
+        yield _ratio((ranks * positive).sum(axis=1) - above * (above + 1) / 2, pairs), pairs
+
+
+def _ratio(numerator: npt.NDArray, denominator: npt.NDArray) -> Floats:
+    made: Floats = np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
+    return made
+
+
+def _mean_of_defined(values: Floats) -> Floats:
+    known = ~np.isnan(values)
+    return _ratio(np.where(known, values, 0).sum(axis=0), known.sum(axis=0))
 
 
 def _correlations(targets: npt.NDArray, scores: npt.NDArray) -> Floats:
