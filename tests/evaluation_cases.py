@@ -53,6 +53,7 @@ def cohort_settings(path: Path, table: pd.DataFrame, **changes: Any) -> dict[str
         "probe": defaults("probe")
         | {
             "repetitions": 3,
+            "solved_repetitions": 3,
             "epochs": 3,
             "permutations": {"regression": 99, "classification": 0, "classification_up_to": None},
         },

@@ -41,7 +41,7 @@ def write_config(folder: Path, **pretrain: Any) -> None:
     """The demo's configuration, made small; keys of ``pretrain`` replace those of the study."""
     config = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
     config["pretrain"] = {"threads": 1, "encoders": {"tiny": TRAINING}} | pretrain
-    config["probe"] |= {"repetitions": 2, "heads": ["ridge", "logistic"]}
+    config["probe"] |= {"repetitions": 2, "solved_repetitions": 2, "heads": ["ridge", "logistic"]}
     config["batch_size"] = 8
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 

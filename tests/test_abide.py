@@ -53,7 +53,7 @@ def results(shared: Path, participants: pd.DataFrame, tmp_path_factory: pytest.T
         config["networks"]["names"] = str(REPOSITORY / config["networks"]["names"])
         tiny = {"preset": "tiny", "optimiser": {"epochs": 2}, "seeds": [0], "random_seeds": []}
         config |= {"pretrain": {"threads": 1, "encoders": {"tiny": tiny}}, "batch_size": 50}
-        config["probe"] = {"repetitions": 3, "heads": ["logistic", "ridge"]}
+        config["probe"] = {"repetitions": 3, "solved_repetitions": 3, "heads": ["logistic", "ridge"]}
         config["probe"]["permutations"] = {"classification": 199}
         (folder / "config/cohorts").mkdir(parents=True)
         (folder / "config/cohorts/abide1_cc200.yaml").write_text(yaml.safe_dump(cohort))

@@ -28,7 +28,12 @@ def folder(tmp_path_factory) -> Path:
     config = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
     encoder = {"preset": "tiny", "optimiser": {"epochs": 4}, "seeds": [0], "random_seeds": [0]}
     config["pretrain"] = {"encoders": {"tiny": encoder}}
-    config["probe"] |= {"repetitions": 3, "epochs": 5, "heads": ["published", "logistic", "ridge"]}
+    config["probe"] |= {
+        "repetitions": 3,
+        "solved_repetitions": 3,
+        "epochs": 5,
+        "heads": ["published", "logistic", "ridge"],
+    }
     config["batch_size"] = 20
     cohort = folder / "config/cohorts/demo.yaml"
     described = yaml.safe_load(cohort.read_text())

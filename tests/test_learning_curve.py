@@ -69,7 +69,12 @@ class TestParts:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     table, bold = planted()
-    settings = defaults("probe") | {"protocols": ["random", "learning-curve"], "repetitions": 2, "epochs": 2}
+    settings = defaults("probe") | {
+        "protocols": ["random", "learning-curve"],
+        "repetitions": 2,
+        "solved_repetitions": 2,
+        "epochs": 2,
+    }
     settings |= {
         "learning_curve": SETTINGS | {"sizes": [16, 32, 64]},
         "permutations": {"regression": 49, "classification": 0, "classification_up_to": None},

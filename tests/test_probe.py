@@ -167,6 +167,17 @@ class TestEncoderRows:
         assert encoder_rows.loc[encoder_rows["row"] == "tiny-ridge", "setting"].str.startswith("penalty ").all()
 
 
+def test_heads_trained_by_steps_have_fewer_repetitions(tmp_path: Path) -> None:
+    table, bold = planted(40)
+    study = Study(tmp_path, table, bold)
+    study.settings["probe"] |= {"repetitions": 2, "epochs": 1}
+    generator = np.random.default_rng(1)
+    features = {name: generator.normal(size=(2, 3)) for name in bold}
+    rows = study.row("tiny_seed-0", "--embeddings", str(write_embeddings(tmp_path / "e.parquet", features)))
+    random = rows[rows["protocol"] == "random"].groupby("head")["repetition"].unique().map(sorted)
+    assert random.to_dict() == {"logistic": [0, 1, 2], "published": [0, 1], "ridge": [0, 1, 2]}
+
+
 class TestOverlap:
     """Recordings that pretraining saw under another name."""
 

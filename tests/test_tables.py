@@ -160,6 +160,23 @@ class TestScores:
         assert made["p"] == pytest.approx(by_hand.p)
         assert made["difference"] == pytest.approx(by_hand.difference)
 
+    def test_rows_of_fewer_repetitions_are_compared_over_those_that_both_have(self, rows: list[pd.DataFrame]) -> None:
+        few = rows[3].assign(row="tiny-published", head="published")
+        few = few[few["repetition"] < 3]
+        table, _ = score_tables(pd.concat([few, *rows]), KINDS, SETTINGS)
+        published, solved = (of(table, row, "balanced_accuracy") for row in ("tiny-published", "fc-logistic"))
+        assert (published["repetitions"], solved["repetitions"]) == (3, REPETITIONS)
+
+        def values(part: pd.DataFrame) -> np.ndarray:
+            own = part.query("protocol == 'random' and phenotype == 'group' and repetition < 3").groupby("repetition")
+            return np.array(
+                [balanced_accuracy_score(one["y_true"], np.stack(one["y_score"]).argmax(axis=1)) for _, one in own]
+            )
+
+        differences = values(few) - values(rows[1])
+        np.testing.assert_allclose(published["difference"], differences.mean())
+        np.testing.assert_allclose(published["p"], nadeau_bengio(differences, 60, 20).p)
+
     def test_seeds_are_averaged_within_a_repetition(self, rows: list[pd.DataFrame], scores: pd.DataFrame) -> None:
         made = of(scores, "tiny-logistic", "auroc")
         means = []

@@ -25,7 +25,15 @@ from semantoks.baselines.permutation import null_values, permute, permuted_order
 from semantoks.baselines.prediction_rows import Origin, rows_of, with_key
 from semantoks.baselines.row_features import COMBAT, CONFOUNDS, FROM_SHARDS, KERNEL, MAJORITY, read_features
 from semantoks.baselines.study import Study
-from semantoks.baselines.tasks import Permuted, Prediction, Task, read_tasks, split_participants, tested_cohort
+from semantoks.baselines.tasks import (
+    Permuted,
+    Prediction,
+    Task,
+    read_tasks,
+    split_participants,
+    tested_cohort,
+    trained_by_steps,
+)
 from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, write_table
 from semantoks.protocols import GIVEN, LEARNING_CURVE, RANDOM
@@ -126,7 +134,7 @@ def predict_row(
         # Here, because only this head needs torch, whose import outlasts many a row.
         from semantoks.baselines.published_probe import predict_published
 
-        for task, prediction in predict_published(features, tasks, settings, device):
+        for task, prediction in predict_published(features, trained_by_steps(tasks, settings), settings, device):
             yield PUBLISHED, task, prediction
     yield from predict_solved(features, tasks, [head for head in SOLVED if head in settings["heads"]], settings, orders)
 

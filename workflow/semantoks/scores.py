@@ -119,9 +119,9 @@ def _task(cohort: str, phenotype: str, protocol: str, kind: str, group: pd.DataF
         for _, seed in part.groupby("pretrain_seed", dropna=False, sort=True):
             tested = [each.sort_values("participant_id") for _, each in seed.groupby("repetition", sort=True)]
             found = [_repetition(each, number) for each in tested]
-            if not repetitions:
-                repetitions = found
-            elif not _same(repetitions, found):
+            if len(found) > len(repetitions):
+                repetitions, found = found, repetitions
+            if not _same(repetitions, found):
                 raise UserError(
                     f"{cohort}, {phenotype}, {protocol}: the row {name} was tested on other participants or targets "
                     f"than {rows[0].name if rows else name}; run the probes of all rows again"
@@ -160,9 +160,10 @@ def _repetition(tested: pd.DataFrame, number: pd.Series) -> Repetition:
 
 
 def _same(one: Sequence[Repetition], other: Sequence[Repetition]) -> bool:
-    return len(one) == len(other) and all(
+    """Whether the shorter list is the beginning of the longer one: heads trained by steps have fewer repetitions."""
+    return all(
         np.array_equal(a.tested, b.tested) and np.array_equal(a.y_true, b.y_true)
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(one, other, strict=False)
     )
 
 
@@ -193,7 +194,7 @@ class RandomSplits:
         compute = METRICS[self.task.kind][metric]
         values, draws = [], []
         for scores in row.scores:
-            pairs = list(zip(self.task.repetitions, scores, strict=True))
+            pairs = list(zip(self.task.repetitions, scores, strict=False))
             values.append([compute(r.y_true, s, np.ones((1, len(s))))[0] for r, s in pairs])
             draws.append(np.nanmean([compute(r.y_true, s, self.weights[:, r.tested]) for r, s in pairs], axis=0))
         table = np.array(values)
@@ -206,7 +207,8 @@ class RandomSplits:
             # Always the same participants: they are resampled, given the trained models.
             return bootstrap_p((row.draws - other.draws) * (better or 1), greater=bool(better))
         train, test = (float(np.mean([getattr(r, name) for r in first])) for name in ("n_train", "n_test"))
-        made = nadeau_bengio((row.values - other.values) * (better or 1), train, test)
+        both = min(len(row.values), len(other.values))
+        made = nadeau_bengio((row.values[:both] - other.values[:both]) * (better or 1), train, test)
         return made.p_greater if better else made.p
 
 
@@ -328,7 +330,8 @@ def score_task(
                 "ci_high": high,
                 "seeds": len(made.seeds),
                 "sd_seeds": made.seeds.std(ddof=1) if len(made.seeds) > 1 else np.nan,
-                "n": len(np.unique(np.concatenate([r.tested for r in task.repetitions]))),
+                "repetitions": len(made.values),
+                "n": len(np.unique(np.concatenate([r.tested for r in task.repetitions[: len(made.values)]]))),
                 "n_train": np.mean([r.n_train for r in task.repetitions]),
                 "n_test": np.mean([r.n_test for r in task.repetitions]),
                 "transductive": row.transductive,
@@ -336,7 +339,7 @@ def score_task(
             upwards = -1 if metric in SMALLER_IS_BETTER else 1
             for column, against, better in (("", reference, 0), ("_majority", "majority", upwards)):
                 other = summaries.get(against) if against != row.name else None
-                record[f"difference{column}"] = made.values.mean() - other.values.mean() if other else np.nan
+                record[f"difference{column}"] = _difference(made, other) if other else np.nan
                 record[f"p{column}"] = protocol.p(made, other, better) if other else np.nan
             null = nulls.get((task.cohort, task.phenotype, task.protocol, row.name, metric))
             if null is not None:
@@ -356,6 +359,12 @@ def _site_records(protocol: HeldOutSites, named: Mapping[str, str], reference: s
     for row, sites in values.items():
         for site, other in zip(sites, values[reference], strict=True):
             yield {**named, "row": row, **site, "difference": site["value"] - other["value"]}
+
+
+def _difference(one: Summary, other: Summary) -> float:
+    """Mean difference over the repetitions that both have."""
+    both = min(len(one.values), len(other.values))
+    return float((one.values[:both] - other.values[:both]).mean())
 
 
 def _test_name(permuted: bool, task: TaskScores) -> str:

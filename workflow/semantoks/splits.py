@@ -133,7 +133,7 @@ def all_parts(
         yield from nested_parts(units.members, stratum, test, settings["learning_curve"], settings["validation_share"])
         return
     if protocol == RANDOM:
-        for repetition in range(settings["repetitions"]):
+        for repetition in range(max(settings["repetitions"], settings["solved_repetitions"])):
             yield (
                 repetition,
                 "0",

@@ -31,7 +31,7 @@ from semantoks.baselines.supervised_networks import (
     WindowTransformer,
     without_mask,
 )
-from semantoks.baselines.tasks import Task, read_tasks, split_participants, tested_cohort
+from semantoks.baselines.tasks import Task, read_tasks, split_participants, tested_cohort, trained_by_steps
 from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, write_table
 from semantoks.model.encoder_folder import load_encoder
@@ -151,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     study, given = Study.read(arguments.settings), arguments.settings["supervised"]
     participants = split_participants(arguments.splits)
-    every = read_tasks(arguments.splits, study, participants)
+    probe = read_metadata(arguments.splits)["settings"]["probe"]
+    every = trained_by_steps(read_tasks(arguments.splits, study, participants), probe)
     # Models of another cohort are those of its random splits.
     tasks = every if study.transfers else [task for task in every if task.protocol in given["protocols"]]
     if not tasks:
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = with_key(rows, tested_cohort(arguments.splits))
     about = study.describe() | {
         "cohort": rows["cohort"].iloc[0],
-        "splits": read_metadata(arguments.splits)["settings"]["probe"],
+        "splits": probe,
     }
     tables = [cohort.participants["path"] for cohort in study.cohorts]
     inputs = [*tables, arguments.splits, *map(str, arguments.shards)]

@@ -212,11 +212,18 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
     return ([SIMULATED] if settings.get("simulated") else []) + notes
 
 
+def _repetitions(probe: Mapping[str, Any]) -> str:
+    few, many = probe["repetitions"], max(probe["repetitions"], probe["solved_repetitions"])
+    if few == many:
+        return f"{few} repetitions"
+    return f"{many} repetitions ({few} for heads trained by steps; two rows are compared over those that both have)"
+
+
 def _divided(protocols: set[str], about: Mapping[str, Any]) -> str:
     """How participants were divided."""
     probe = about["settings"]["probe"]
     random = (
-        f"{probe['repetitions']} repetitions, {probe['test_share']:.0%} of the participants tested on, "
+        f"{_repetitions(probe)}, {probe['test_share']:.0%} of the participants tested on, "
         f"{probe['validation_share']:.0%} of the others for choosing; stratified by the columns that the phenotype "
         "names."
     )

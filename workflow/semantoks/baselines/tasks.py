@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from semantoks.baselines.study import Study
 from semantoks.errors import UserError
 from semantoks.files import read_metadata, read_table
 from semantoks.phenotypes import Phenotype, class_names, examples, targets
+from semantoks.protocols import RANDOM, TRANSFER
 
 
 @dataclass(frozen=True)
@@ -144,3 +145,14 @@ def _tasks_of(
             n_classes,
             edges,
         )
+
+
+def trained_by_steps(tasks: Sequence[Task], settings: Mapping[str, Any]) -> list[Task]:
+    """The tasks of heads that are trained by steps: of random splits only the first ``repetitions``.
+
+    Parameters
+    ----------
+    settings : the section ``probe``.
+    """
+    random = (RANDOM, TRANSFER)
+    return [task for task in tasks if task.protocol not in random or task.repetition < settings["repetitions"]]
