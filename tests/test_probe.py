@@ -315,7 +315,7 @@ def abide(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
             "age": {"column": "AGE_AT_SCAN", "type": "regression"},
         },
         site_group={"UM_1": "UM", "UM_2": "UM"},
-        probe=defaults("probe"),
+        probe=defaults("probe") | {"solved_repetitions": 10},
     )
 
 
