@@ -29,8 +29,8 @@ include: "workflow/rules/probe.smk"
 include: "workflow/rules/supervised.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
-include: "workflow/rules/report.smk"
 include: "workflow/rules/cost.smk"
+include: "workflow/rules/report.smk"
 
 
 # Seconds of one core each: under Slurm they run where snakemake does. The atlas may need the network that compute nodes lack.
@@ -41,8 +41,8 @@ localrules:
     index_of_cohort,
     figures_of_encoder,
     figures_of_probes,
-    report,
     cost,
+    report,
 
 
 rule all:

@@ -15,9 +15,8 @@ from conftest import REPOSITORY
 from semantoks.simulate import main as simulate
 
 TRAINING = {"preset": "tiny", "optimiser": {"epochs": 120}, "seeds": [0], "random_seeds": []}
+TRAINING["run"] = {"checkpoint_minutes": 0.02}
 SECRET = "a-token-that-nobody-may-see"
-EXPECTED = ["report.html", "tables/demo.tsv", "demo/index.parquet", "pretrain/tiny_seed-0/weights.safetensors"]
-"""Files of the results that everything else leads to."""
 
 
 def simulate_cohort(folder: Path) -> None:
@@ -41,7 +40,8 @@ def write_config(folder: Path, **pretrain: Any) -> None:
     """The demo's configuration, made small; keys of ``pretrain`` replace those of the study."""
     config = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
     config["pretrain"] = {"threads": 1, "encoders": {"tiny": TRAINING}} | pretrain
-    config["probe"] |= {"repetitions": 2, "solved_repetitions": 2, "heads": ["ridge", "logistic"]}
+    heads = ["published", "logistic", "ridge"]
+    config["probe"] |= {"repetitions": 2, "solved_repetitions": 2, "epochs": 2, "heads": heads}
     config["batch_size"] = 8
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
@@ -90,3 +90,28 @@ def planned(folder: Path, repository: Path = REPOSITORY) -> dict[str, int]:
 def copy_study(study: Path, folder: Path) -> Path:
     """A study with its results and Snakemake's records, as they are, elsewhere."""
     return Path(shutil.copytree(study, folder, symlinks=True))
+
+
+def finished_files(study: Path) -> dict[Path, int]:
+    """What the stages have made so far, with times of change in nanoseconds; no logs, benchmarks or checkpoints."""
+    results = study / "results"
+    aside = ("logs", "benchmarks", "checkpoints")
+    files = [path.relative_to(results) for path in results.rglob("*") if path.is_file()]
+    return {path: (results / path).stat().st_mtime_ns for path in files if path.parts[0] not in aside}
+
+
+def same_results(study: Path, reference: Path) -> None:
+    """Assert that a study came to what another came to: every file, byte for byte, and nothing beside them."""
+    assert finished_files(study).keys() == finished_files(reference).keys()
+    assert different_files(study, reference) == []
+
+
+def different_files(study: Path, reference: Path) -> list[Path]:
+    """Files that both have and that differ, but for those that must: times of jobs, and where the code lay."""
+    both = finished_files(study).keys() & finished_files(reference).keys()
+    both -= {Path("cost.tsv"), Path("report.html"), Path("tables/demo.json")}
+    return [path for path in sorted(both) if not same_bytes(study / "results" / path, reference / "results" / path)]
+
+
+def same_bytes(path: Path, other: Path) -> bool:
+    return path.read_bytes() == other.read_bytes()

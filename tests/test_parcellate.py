@@ -479,6 +479,19 @@ def test_a_crash_costs_one_result() -> None:
     assert "exit code 7" in str(results[2])
 
 
+def kill_at_first(note: Path) -> str:
+    if not note.exists():
+        note.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return note.name
+
+
+def test_a_process_that_is_killed_by_chance_has_a_second_attempt(tmp_path: Path) -> None:
+    (tmp_path / "calm").touch()
+    names = ["victim", "calm", "another"]
+    assert run_isolated(kill_at_first, [tmp_path / name for name in names], workers=2, description="test") == names
+
+
 def refuse(number: int) -> int:
     raise UserError(f"number {number}")
 

@@ -22,6 +22,7 @@ from semantoks.report_content import (
     KINDS,
     REPORT,
     Inputs,
+    cost_rows,
     encoder_groups,
     figure_kind,
     general_reason,
@@ -29,14 +30,17 @@ from semantoks.report_content import (
     network_rows,
     reasons_of,
     sites_of,
-    time_and_memory,
     training_rows,
 )
 from semantoks.report_methods import in_text, methods
 
 NAMES = ("Quokka0117", "Wombat0242", "Numbat0391")
 """Participants whose names must not come onto the page."""
-BENCHMARK = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+COST = """\
+stage\tcohort\tjobs\trecordings\tcore_hours\tgpu_hours\tdisk_gb\tfiles\tmemory_gb
+fmriprep\tstudy\t3\t3\t1.5\t0\t0.001\t3\t16.3
+pretrain\t\t2\t3\t0.5\t0.75\t0.002\t6\t1.2
+"""
 
 
 def png() -> bytes:
@@ -92,7 +96,7 @@ def write_cohort(results: Path) -> None:
         results / "atlas/networks.tsv",
         "index\tname\tnetwork\tshare\n1\ta\tVis\t0.9\n2\tb\tVis\t0.5\n3\tc\tDefault\t1\n",
     )
-    write_text(results / f"benchmarks/fmriprep/study/sub-{NAMES[0]}.tsv", BENCHMARK + "60.5\t-\t900.25\n")
+    write_text(results / "cost.tsv", COST)
 
 
 def write_encoders(results: Path) -> None:
@@ -132,15 +136,15 @@ def write_tables(results: Path) -> None:
     write_text(results / "tables/study_sites.tsv", "cohort\n")
 
 
-def settings(simulated: bool = False, **keys) -> dict:
+def settings(simulated: bool = False, individuals: bool = False, **keys) -> dict:
     cohort = {"description": "A study of <b>sleep</b>.", "role": "both", "space": "MNI152NLin6Asym", "tasks": ["rest"]}
     cohort |= {"source": "fmriprep", "fitted_on": None, "already_done": {}, "confounds": ["age"]}
     cohort["phenotypes"] = {"sex": {"type": "classification", "bins": None}}
-    return {"simulated": simulated, "cohorts": {"study": cohort | keys}}
+    return {"simulated": simulated, "individuals": individuals, "cohorts": {"study": cohort | keys}}
 
 
 def write_page(results: Path, **keys) -> str:
-    files = [str(path) for path in sorted(results.rglob("*")) if path.is_file() and "benchmarks" not in path.parts]
+    files = [str(path) for path in sorted(results.rglob("*")) if path.is_file()]
     output = results.parent / "page.html"
     report.main(
         [
@@ -333,19 +337,25 @@ def test_reasons_are_counted_together_and_rare_ones_as_a_rest():
     assert sum(count for _, count in counted) == 27
 
 
-def test_time_and_memory_per_stage_in_the_order_of_the_data(tmp_path):
-    for name, text in {
-        "qc/a/part-0001.tsv": "2\t-\t100\n",
-        "qc/a/part-0002.tsv": "4\t-\t300\n",
-        "atlas.tsv": "1\t-\t50\n",
-        "index/a.tsv": "0.2\t-\t-\n",
-        "report.tsv": "9\t-\t9\n",
-    }.items():
-        write_text(tmp_path / name, BENCHMARK + text)
-    rows = time_and_memory(tmp_path)
-    assert [row["stage"] for row in rows] == ["index", "atlas", "qc"]
-    assert rows[2] == {"stage": "qc", "jobs": 2, "seconds": 6, "longest": 4, "memory": 300}
-    assert rows[0]["memory"] is None
+def test_costs_by_stage_and_cohort_in_the_order_of_the_data(tmp_path):
+    rows = ["cost\t\t1", "qc\tb\t2", "qc\t\t1", "qc\ta\t3", "index\ta\t1"]
+    write_text(tmp_path / "cost.tsv", "stage\tcohort\tjobs\n" + "\n".join(rows) + "\n")
+    shown = [(row["stage"], row["cohort"], row["jobs"]) for row in cost_rows(tmp_path / "cost.tsv")]
+    assert shown == [("index", "a", 1), ("qc", "", 1), ("qc", "a", 3), ("qc", "b", 2), ("cost", "", 1)]
+    assert cost_rows(None) == []
+
+
+def test_the_page_sums_up_what_the_run_cost(results):
+    page = write_page(results)
+    section = page[page.index("7. What it cost") :]
+    for cell in ("fmriprep", "study", "1.500", "0.75", "16.30"):
+        assert f"<td>{cell}</td>" in section
+    assert re.search(r"<td>all</td><td></td><td>5</td><td></td><td>2.000</td><td>0.75</td>", section)
+
+
+def test_the_page_says_whether_it_shows_single_recordings(results):
+    assert "individuals_in_report: true" in write_page(results)
+    assert "show single recordings, without names" in write_page(results, individuals=True)
 
 
 def test_training_is_the_first_and_last_tenth_of_steps(results):

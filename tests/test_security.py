@@ -90,6 +90,25 @@ def test_no_file_from_outside_can_run_code(path):
             assert key not in keywords or ast.unparse(keywords[key]) == allowed, name
 
 
+SINGLE = {"recordings.png", "carpets.png"}
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_figures_of_single_recordings_are_in_reports_only_when_asked(tmp_path, asked):
+    """In our page, and in Snakemake's own report."""
+    for number in range(3):
+        derivative(tmp_path / "data", f"sub-{number:02d}_task-rest")
+    source = {"source": {"type": "fmriprep", "path": str(tmp_path / "data")}}
+    write_config(tmp_path, {"study": source}, individuals_in_report=asked)
+    result = snakemake(tmp_path, "--dry-run", "--printshellcmds", "results/report.html")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (command,) = re.findall(r"python -m semantoks\.report .*", result.stdout)
+    shown = {Path(word).name for word in command.split() if word.endswith(".png")}
+    assert "flow.png" in shown
+    assert shown & SINGLE == (SINGLE if asked else set())
+    assert f'"individuals": {str(asked).lower()}' in command
+
+
 @pytest.mark.slow
 def test_secrets_of_the_environment_are_in_no_file_of_a_run(finished_study):
     """The run had a token in its environment."""

@@ -406,6 +406,7 @@ def cost_settings():
         "threads": {
             "pretrain": pretrain["threads"] * training["nodes"],
             "embed": pretrain["threads"],
+            "supervised": pretrain["threads"],
             "fmriprep": 8,
         },
         "gpus": {
@@ -415,19 +416,38 @@ def cost_settings():
     }
 
 
-def final_outputs():
-    """What `snakemake` without a target makes: everything that the configuration asks for."""
+def of_individuals(path, **about):
+    """A figure of single recordings: in a report only when the configuration asks for it."""
+    return report(path, **about) if settings.values["individuals_in_report"] else path
+
+
+def quality_for_report(outputs):
+    """Summaries and figures of quality control that the report may show."""
+    hidden = [] if settings.values["individuals_in_report"] else [outputs.recordings, outputs.carpets]
+    return [path for path in outputs if path not in hidden]
+
+
+def results_of_stages():
+    """What the configuration asks for, but for the pages about it."""
     outputs = [RESULTS / cohort.name / "index.parquet" for cohort in settings.cohorts]
     for name in ("summary.json", "accepted.json"):
         outputs += [RESULTS / cohort.name / "qc" / name for cohort in settings.cohorts]
+    outputs.append(RESULTS / "near_identical.tsv")
     outputs += [RESULTS / "pretrain" / encoder / "weights.safetensors" for encoder in settings.encoders]
+    outputs += [RESULTS / "figures" / f"{encoder}_training.png" for encoder in settings.trained_encoders]
     for cohort in settings.cohorts:
         outputs += of_batches("{cohort}/shards/{batch}.parquet", cohort.name)
         if settings.section("fmriprep")["retention"] == "none" and cohort.source["type"] == "bids":
             outputs += of_batches("{cohort}/fmriprep/deleted/{batch}.json", cohort.name)
+    for cohort in settings.probe_cohorts:
+        outputs += [RESULTS / "tables" / f"{cohort}.tsv", *probe_figures(cohort)]
     files = {"hdf5": "timeseries.h5", "bids": "bids/dataset_description.json"}
     outputs += [
         RESULTS / c.name / "export" / files[kind] for c in settings.cohorts for kind in settings.values["export"]
     ]
-    outputs += [RESULTS / "report.html", RESULTS / "cost.tsv"]
     return outputs
+
+
+def final_outputs():
+    """What `snakemake` without a target makes."""
+    return [*results_of_stages(), RESULTS / "cost.tsv", RESULTS / "report.html"]

@@ -1,8 +1,7 @@
 rule cost:
-    # It reads the benchmark files, which belong to no rule's outputs, after everything else.
+    # It reads the benchmark files, which belong to no rule's outputs, once all other stages are done.
     input:
-        rules.report.output,
-        expand(RESULTS / "{cohort}" / "index.parquet", cohort=[cohort.name for cohort in settings.cohorts]),
+        results_of_stages(),
     output:
         RESULTS / "cost.tsv",
     log:

@@ -77,7 +77,7 @@ rule qc_summary:
             category="Quality control",
             subcategory="{cohort}",
         ),
-        recordings=report(
+        recordings=of_individuals(
             RESULTS / "{cohort}" / "qc" / "recordings.png",
             caption="../report/qc_recordings.rst",
             category="Quality control",
@@ -101,7 +101,7 @@ rule qc_summary:
             category="Quality control",
             subcategory="{cohort}",
         ),
-        carpets=report(
+        carpets=of_individuals(
             RESULTS / "{cohort}" / "qc" / "carpets.png",
             caption="../report/qc_carpets.rst",
             category="Quality control",

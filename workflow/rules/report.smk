@@ -15,7 +15,9 @@ rule report:
     # The place of a file says what it is.
     input:
         atlas=[*rules.atlas.output, *rules.networks.output],
-        quality=[expand(rules.qc_summary.output, cohort=cohort.name) for cohort in settings.cohorts]
+        quality=[
+            expand(quality_for_report(rules.qc_summary.output), cohort=cohort.name) for cohort in settings.cohorts
+        ]
         + [rules.qc_near_identical.output],
         batches=lambda wildcards: [
             path
@@ -38,6 +40,7 @@ rule report:
             cohort=settings.probe_cohorts,
         ),
         probes=[path for cohort in settings.probe_cohorts for path in probe_figures(cohort)],
+        cost=rules.cost.output,
         texts=sorted((REPOSITORY / "workflow" / "report").glob("*")),
     output:
         report(
@@ -59,6 +62,7 @@ rule report:
         settings=lambda wildcards: json.dumps(
             {
                 "simulated": settings.values["simulated"],
+                "individuals": settings.values["individuals_in_report"],
                 "cohorts": {
                     cohort.name: {key: cohort.settings[key] for key in REPORT_KEYS} | {"source": cohort.source["type"]}
                     for cohort in settings.cohorts
@@ -71,4 +75,4 @@ rule report:
     shell:
         "python -m semantoks.report --settings {params.settings:q} --results {params.results:q}"
         " --files {input.atlas:q} {input.quality:q} {input.batches:q} {input.encoders:q} {input.training:q}"
-        " {input.splits:q} {input.tables:q} {input.probes:q} --output {output:q} > {log:q} 2>&1"
+        " {input.splits:q} {input.tables:q} {input.probes:q} {input.cost:q} --output {output:q} > {log:q} 2>&1"

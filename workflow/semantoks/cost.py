@@ -21,6 +21,8 @@ FOLDERS = {
     "shards": "shards",
     "embed": "embeddings",
     "probe": "probes",
+    "supervised": "supervised",
+    "export": "export",
 }
 """Where the outputs of a stage lie below a cohort's folder."""
 AMOUNTS = ["core_hours", "gpu_hours", "disk_gb", "files"]

@@ -2,6 +2,7 @@
 
 ``--settings JSON --results FOLDER --files FILE… --output FILE`` writes the page; ``--where FOLDER`` tells where page
 and tables lie. The page holds counts and summaries only: no participant, no recording, no path with their names.
+Figures of single recordings are on it when they are among the files.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def page(settings: Mapping[str, Any], inputs: Inputs) -> str:
 
     Parameters
     ----------
-    settings : ``simulated`` (bool) and ``cohorts``: what the cohort files say, by name.
+    settings : ``simulated`` and ``individuals`` (bool; whether single recordings are shown), and ``cohorts``: what the
+        cohort files say, by name.
     inputs : the files to report on; a kind that is absent is named as absent.
     """
     figures = content.load_figures([*inputs.matching("*/qc/*.png"), *inputs.matching("figures/*.png")])
@@ -53,6 +55,7 @@ def page(settings: Mapping[str, Any], inputs: Inputs) -> str:
     return environment.get_template("page.html.jinja").render(
         version=__version__,
         simulated=settings["simulated"],
+        individuals=settings["individuals"],
         cohorts=[content.cohort_section(name, said, inputs) for name, said in settings["cohorts"].items()],
         atlas=atlas,
         atlas_citations=atlas_citations(atlas["name"]) if atlas else [],
@@ -65,7 +68,7 @@ def page(settings: Mapping[str, Any], inputs: Inputs) -> str:
         near_identical=content.near_identical(inputs),
         methods=methods(metadata, settings["cohorts"], inputs),
         origins=content.origins(metadata),
-        costs=content.time_and_memory(inputs.results / "benchmarks"),
+        costs=content.cost_rows(inputs.one("cost.tsv")),
     )
 
 
@@ -118,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.report", description=__doc__)
     parser.add_argument("--settings", type=json.loads, help="simulated, and what the cohort files say, as JSON")
-    parser.add_argument("--results", type=Path, help="results folder of the files; its benchmarks are read, too")
+    parser.add_argument("--results", type=Path, help="results folder of the files")
     parser.add_argument("--files", type=Path, nargs="*", default=[], help="files of the results folder to report on")
     parser.add_argument("--output", type=Path, help="the page")
     parser.add_argument("--where", type=Path, help="results folder: only tell where its report and tables lie")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
@@ -301,25 +300,14 @@ def origins(metadata: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]
     }
 
 
-def time_and_memory(folder: Path) -> list[dict[str, Any]]:
-    """Jobs, time [s] and peak resident memory [MB] of every stage, from Snakemake's benchmark files.
-
-    The memory of jobs too short to be measured is unknown (None where no job of a stage was measured).
-    """
-    jobs = []
-    for path in sorted(folder.rglob("*.tsv")):
-        table = pd.read_csv(path, sep="\t").apply(pd.to_numeric, errors="coerce")
-        stage = Path(path.relative_to(folder).parts[0]).stem
-        jobs.append({"stage": stage, "seconds": table["s"].mean(), "memory": table["max_rss"].max()})
+def cost_rows(path: Path | None) -> list[dict[str, Any]]:
+    """Rows of the cost table by its columns (text and numbers), in the order of the data; empty without a table."""
+    if path is None:
+        return []
     order = {stage: place for place, stage in enumerate(STAGES)}
-    rows = []
-    for name, part in pd.DataFrame(jobs, columns=["stage", "seconds", "memory"]).groupby("stage"):
-        seconds, memory = part["seconds"], part["memory"].max()
-        row = {"stage": str(name), "jobs": len(part), "seconds": seconds.sum(), "longest": seconds.max()}
-        rows.append(row | {"memory": None if np.isnan(memory) else memory})
-    # The report's own measurement would be that of the page before this one.
-    kept = [row for row in rows if row["stage"] != "report"]
-    return sorted(kept, key=lambda row: (order.get(row["stage"], len(order)), row["stage"]))
+    table = pd.read_csv(path, sep="\t", keep_default_na=False)
+    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    return sorted(rows, key=lambda row: (order.get(row["stage"], len(order)), row["stage"], row["cohort"]))
 
 
 def table_bodies(paths: Sequence[Path]) -> list[dict[str, Any]]:
