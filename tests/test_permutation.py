@@ -196,7 +196,7 @@ class TestTypeOneError:
             ("balanced_accuracy" if classes else "r") if protocol == "random" else "site_auroc" if classes else "site_r"
         )
         site = who["site"].to_numpy()
-        splits = self.splits(who, protocol)
+        splits = self.splits(who, protocol)[: 4 if classes else None]
         scores = []
         for parts in splits:
             one = task(parts, numbers[0])
@@ -227,7 +227,8 @@ class TestTypeOneError:
         p = {}
         # A class says less about the factor than the number does.
         strong = 1.6 if classes else 0.8
-        for effect, cohorts in ((0, self.cohorts), (strong, 2)):
+        # Labels of classes take longer.
+        for effect, cohorts in ((0, self.cohorts // (1 + classes)), (strong, 2 - classes)):
             drawn = (self.draw(effect, 0.5, seed) for seed in range(cohorts))
             found = [value for one in drawn for value, _ in self.values(protocol, one, self.permutations, classes)]
             p[effect] = np.array([permutation_p(value[0], value[1:]) for value in found])

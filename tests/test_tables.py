@@ -357,6 +357,18 @@ class TestFiles:
         shutil.copy(folder / "small.tex", tmp_path)
         subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"], cwd=tmp_path, check=True)
 
+    @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+    def test_latex_of_many_tables_compiles(self, tmp_path: Path) -> None:
+        blocks = [Block(f"task {number}", ["model", "x"], [["a_b", "0.5 ± 0.1 ↑°"]] * 12) for number in range(90)]
+        (tmp_path / "page.tex").write_text(
+            r"\documentclass{article}\begin{document}" + to_latex(blocks) + r"\end{document}"
+        )
+        subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"], cwd=tmp_path, check=True)
+
+    def test_latex_puts_its_tables_on_pages_in_time(self) -> None:
+        text = to_latex([Block("task", ["model"], [["a"]])] * 90)
+        assert max(part.count(r"\begin{table}") for part in text.split(r"\clearpage")) <= 16
+
     def test_what_made_it_is_beside_it(self, folder: Path) -> None:
         about = json.loads((folder / "small.json").read_text())
         assert about["stage"] == "tables"

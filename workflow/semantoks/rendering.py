@@ -119,10 +119,16 @@ def tex_escape(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
+TABLES_AT_ONCE = 12
+"""LaTeX holds back only so many tables (18 in old versions) until they are put on pages."""
+
+
 def to_latex(blocks: Sequence[Block]) -> str:
     """LaTeX to be read by ``\\input``: one ``table`` environment per block with rows; needs no package."""
     parts: list[str] = ["% Made by this workflow; \\input this file. Needs no package."]
-    for block in blocks:
+    for number, block in enumerate(blocks, start=1):
+        if number % TABLES_AT_ONCE == 0:
+            parts.append(r"\clearpage")
         if not block.rows:
             parts += [f"% {block.title}", *(f"\\par {tex_escape(note)}" for note in block.notes)]
             continue
