@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from evaluation_cases import (
 from nilearn.connectome import ConnectivityMeasure
 from scipy.stats import pearsonr
 from semantoks import probe, splits
+from semantoks.baselines import tasks
 from semantoks.baselines.connectivity import read_recordings
 from semantoks.baselines.overlap import seen_by_content
 from semantoks.errors import UserError
 from semantoks.files import KEY, read_metadata, read_table
+from semantoks.phenotypes import targets
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
@@ -202,6 +205,31 @@ class TestOverlap:
         assert "007: pretraining of tiny_seed-0 saw the same content as sub-renamed (FC r " in capsys.readouterr().err
 
 
+def before_and_after(folder: Path, row: str, refit: bool) -> tuple[pd.Series, pd.Series, str]:
+    """Predictions of repetition 0 before and after one test participant's recording, age and site are changed."""
+    table, bold = planted(60)
+    names = table["participant_id"].str[4:].to_list()
+    tested = train_test_split(names, test_size=0.2, random_state=0)[1][0]
+    bold[tested][4] = 0  # its parcel 4 is imputed
+    rows = []
+    for name in ("before", "after"):
+        if name == "after":
+            bold[tested] = bold[tested][::-1] * np.linspace(1, 9, 120)
+            table.loc[names.index(tested), ["age", "site"]] = ["500", "site9"]
+        (folder / name).mkdir()
+        phenotypes = {"score": {"column": "score", "type": "regression"}}
+        study = Study(folder / name, table, bold, phenotypes=phenotypes)
+        study.settings["probe"]["refit"] = refit
+        made = study.row(row, "--shards", str(study.shards))
+        rows.append(made[(made["protocol"] == "random") & (made["repetition"] == 0)].set_index("participant_id"))
+    before, after = (part["y_score"].map(lambda scores: scores[0]) for part in rows)
+    return before, after, tested
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.intp and value.ndim == 1
+
+
 class TestNothingLeaks:
     """What is changed in one test participant changes nobody else's prediction in that split."""
 
@@ -214,26 +242,43 @@ class TestNothingLeaks:
         ],
     )
     def test_through_a_test_participant(self, tmp_path: Path, row: str, refit: bool) -> None:
-        table, bold = planted(60)
-        names = table["participant_id"].str[4:].to_list()
-        tested = train_test_split(names, test_size=0.2, random_state=0)[1][0]
-        bold[tested][4] = 0  # its parcel 4 is imputed
-        rows = []
-        for name in ("before", "after"):
-            if name == "after":
-                bold[tested] = bold[tested][::-1] * np.linspace(1, 9, 120)
-                table.loc[names.index(tested), ["age", "site"]] = ["500", "site9"]
-            (tmp_path / name).mkdir()
-            phenotypes = {"score": {"column": "score", "type": "regression"}}
-            study = Study(tmp_path / name, table, bold, phenotypes=phenotypes)
-            study.settings["probe"]["refit"] = refit
-            made = study.row(row, "--shards", str(study.shards))
-            rows.append(made[(made["protocol"] == "random") & (made["repetition"] == 0)].set_index("participant_id"))
-        before, after = (part["y_score"].map(lambda scores: scores[0]) for part in rows)
+        before, after, tested = before_and_after(tmp_path, row, refit)
         assert before[tested] != after[tested]
         # A kernel is decomposed for all participants at once: what is left is rounding.
         exact = {"rtol": 1e-4} if row == "fc-kernel" else {"check_exact": True}
         pd.testing.assert_series_equal(before.drop(tested), after.drop(tested), **exact)
+
+    @pytest.mark.parametrize(
+        ("row", "place"),
+        [
+            ("fc", "semantoks.baselines.connectivity.standardise"),
+            ("confounds", "semantoks.baselines.confounds.standardise"),
+            ("fc-tangent", "semantoks.baselines.connectivity_rows.TangentConnectivity.design"),
+            ("fc-combat", "semantoks.baselines.combat.harmonise"),
+        ],
+    )
+    def test_a_leak_is_seen(self, tmp_path: Path, row: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The test above sees a scaler, a tangent mean and ComBat that are fitted on all rows."""
+        module, _, name = place.rpartition(".")
+        owner = pkgutil.resolve_name(module)
+        fitted_right = getattr(owner, name)
+
+        def on_all_rows(*values: Any) -> Any:
+            given = list(values)
+            training = next(place for place, value in enumerate(given) if _is_rows(value))
+            given[training] = np.arange(60)
+            return fitted_right(*given)
+
+        monkeypatch.setattr(owner, name, on_all_rows)
+        before, after, tested = before_and_after(tmp_path, row, refit=True)
+        assert (before.drop(tested) != after.drop(tested)).any()
+
+    def test_bins_of_everybody_are_seen(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            tasks, "targets", lambda phenotype, values, training: targets(phenotype, values, list(values.index))
+        )
+        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+            self.test_bins_are_those_of_the_training_part(tmp_path)
 
     def test_bins_are_those_of_the_training_part(self, tmp_path: Path) -> None:
         table, bold = planted(60)
