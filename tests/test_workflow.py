@@ -273,7 +273,8 @@ def test_dry_run_of_a_cohort_for_testing_only(tmp_path):
     keys = {"participants": {"path": str(table)}, "phenotypes": PHENOTYPES}
     fitted = derivatives(tmp_path / "one", **keys)
     tested = derivatives(tmp_path / "two", **keys, role="test", fitted_on="one")
-    write_config(tmp_path, {"one": fitted, "two": tested})
+    # a name that ends like a table of another cohort
+    write_config(tmp_path, {"one": fitted, "two_sites": tested})
     jobs = dry_run(tmp_path)
     assert jobs["splits"] == jobs["tables"] == 2
     assert jobs["pretrain"] == 2
@@ -282,7 +283,7 @@ def test_dry_run_of_a_cohort_for_testing_only(tmp_path):
     reasons = snakemake(tmp_path, "--dry-run", "--printshellcmds").stdout
     training = next(line for line in reasons.splitlines() if "semantoks.launch" in line)
     assert "results/one/shards" in training
-    assert "results/two/shards" not in training
+    assert "results/two_sites/shards" not in training
 
 
 @pytest.mark.parametrize(

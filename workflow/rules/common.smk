@@ -81,7 +81,8 @@ container: settings.values["container"]
 
 
 wildcard_constraints:
-    cohort="[A-Za-z0-9_-]+",
+    # The names there are: `new_sites.tsv` is the table of new_sites, not what `new` has by site.
+    cohort="|".join(cohort.name for cohort in settings.cohorts),
     batch=r"part-\d+",
     encoder=r"[A-Za-z0-9-]+_seed-\d+",
     row=r"[A-Za-z][A-Za-z0-9-]*(_seed-\d+)?",

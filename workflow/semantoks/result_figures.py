@@ -98,7 +98,8 @@ def sites(table: pd.DataFrame, simulated: bool = False) -> Figure:
     return figure
 
 
-def _sites_panel(axis: Axes, part: pd.DataFrame, rows: Sequence[str]) -> None:
+def _sites_panel(axis: Axes, part: pd.DataFrame, every_row: Sequence[str]) -> None:
+    rows = [row for row in every_row if row in set(part["row"])]
     sizes = part.groupby("site_group")["n"].first().sort_values(ascending=False, kind="stable")
     values = part.pivot(index="row", columns="site_group", values="value").reindex(
         index=list(rows), columns=sizes.index
