@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from conftest import REPOSITORY
 from semantoks.simulate import main as simulate
@@ -115,3 +117,13 @@ def different_files(study: Path, reference: Path) -> list[Path]:
 
 def same_bytes(path: Path, other: Path) -> bool:
     return path.read_bytes() == other.read_bytes()
+
+
+def same_rows(path: Path, other: Path) -> bool:
+    """Whether two Parquet files differ in nothing but metadata, which names versions; NaN equals NaN."""
+    contents = []
+    for each in (path, other):
+        written = pa.BufferOutputStream()
+        pq.write_table(pq.read_table(each).replace_schema_metadata(), written)
+        contents.append(written.getvalue())
+    return contents[0].equals(contents[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from semantoks.code_version import PACKAGE, _closure, _imported_names
+from small_study import command, environment, same_bytes, same_rows, write_config, write_study
+from stand_in_conda import install_stand_in
 
 RULES = sorted((REPOSITORY / "workflow/rules").glob("*.smk"))
 STAGES = yaml.safe_load((REPOSITORY / "envs/stages.yaml").read_text())["stages"]
@@ -76,3 +79,75 @@ def test_whatever_a_stage_imports_is_pinned_in_its_environment(stage):
         for name in {name.split(".")[0] for name in _imported_names(path)}:
             if name not in sys.stdlib_module_names and name != "semantoks":
                 assert pinned & {normalised(given) for given in distributions[name]}, (path.name, name)
+
+
+WEIGHTS = "pretrain/tiny_seed-0/weights.safetensors"
+NOTES_STARTS = """\
+import os, sys
+if any(word.startswith("semantoks.") for word in sys.orig_argv):
+    open({path!r}, "a").write(" ".join(sys.orig_argv) + "\\n")
+"""
+LEAST = {"models": ["bnt", "lora"], "encoders": ["tiny_seed-0"], "protocols": ["random"], "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def run_in_environments(finished_study, tmp_path_factory) -> Path:
+    """The small study, with networks trained on labels and exports, each stage in an environment of its own.
+
+    ``PYTHONPATH`` and the user's site packages hold a module that notes which stages can see it.
+    """
+    folder = tmp_path_factory.mktemp("environments")
+    study = folder / "study"
+    write_study(study, (finished_study / "data/demo").resolve())
+    write_config(study)
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    (study / "config.yaml").write_text(yaml.safe_dump(config | {"supervised": LEAST, "export": ["hdf5", "bids"]}))
+    note = NOTES_STARTS.format(path=str(folder / "leaked"))
+    user = folder / f"user/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    for path in (folder / "path/sitecustomize.py", user / "usercustomize.py"):
+        path.parent.mkdir(parents=True)
+        path.write_text(note)
+    variables = environment(study)
+    variables |= {"PATH": f"{install_stand_in(folder / 'conda')}:{variables['PATH']}"}
+    variables |= {"PYTHONPATH": str(folder / "path"), "PYTHONUSERBASE": str(folder / "user")}
+    variables.pop("PYTHONNOUSERSITE", None)
+    words = [*command(study, "--cores", "2"), "--sdm", "conda", "--conda-prefix", str(folder / "installed")]
+    result = subprocess.run(words, cwd=REPOSITORY, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return study
+
+
+@pytest.mark.slow
+def test_every_stage_runs_in_its_own_environment_and_comes_to_the_same(run_in_environments, finished_study):
+    """What further rows appear in differs, and nothing before it."""
+    results, reference = run_in_environments / "results", finished_study / "results"
+    tables = [path.relative_to(reference) for path in (reference / "demo").rglob("*.parquet")]
+    assert len(tables) > 15
+    for path in tables:
+        assert same_rows(results / path, reference / path), path
+    assert same_bytes(results / WEIGHTS, reference / WEIGHTS)
+    for name in ("supervised/bnt.parquet", "supervised/lora-tiny_seed-0.parquet", "export/timeseries.h5"):
+        assert (results / "demo" / name).is_file()
+
+
+@pytest.mark.slow
+def test_environments_have_what_their_packages_require_and_equal_files_share_one(run_in_environments):
+    installed = sorted((run_in_environments.parent / "installed").glob("*/bin/python"))
+    assert len(installed) == len({(REPOSITORY / f"envs/{stage}.yaml").read_bytes() for stage in STAGES})
+    for python in installed:
+        words = [sys.executable, "-m", "pip", "--python", str(python), "check"]
+        checked = subprocess.run(words, capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.slow
+def test_neither_pythonpath_nor_user_site_packages_reach_a_stage(run_in_environments):
+    assert not (run_in_environments.parent / "leaked").exists()
+
+
+@pytest.mark.slow
+def test_an_environment_that_lacks_a_package_is_not_helped_out(run_in_environments):
+    """The comparison above can fail: tables have no torch, and Snakemake is in none of them."""
+    for python in (run_in_environments.parent / "installed").glob("*/bin/python"):
+        alone = subprocess.run([python, "-c", "import snakemake"], capture_output=True, env={})
+        assert alone.returncode != 0

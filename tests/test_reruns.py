@@ -183,3 +183,25 @@ def test_a_new_participant_is_processed_and_the_others_are_not(study, repository
             assert planned(study, repository) == ONE_BATCH
     finally:
         shutil.rmtree(new)
+
+
+def test_a_touched_recording_is_a_changed_one(study, repository):
+    """Its files are told apart by size and time: nobody reads terabytes to find out that nothing has changed."""
+    image = sorted((study / "data/demo/derivatives/fmriprep").rglob("*desc-preproc_bold.nii.gz"))[0]
+    times = image.stat()
+    image.touch()
+    try:
+        assert planned(study, repository) == ONE_BATCH
+    finally:
+        os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert planned(study, repository) == {}
+
+
+def test_any_other_touched_file_reruns_nothing(study, repository):
+    """Tables, atlas, configuration, results and code: content counts. Run last, because it changes them all."""
+    recordings = study / "data/demo/derivatives"
+    for folder in (study, repository):
+        for path in folder.rglob("*"):
+            if path.is_file() and ".snakemake" not in path.parts and not path.is_relative_to(recordings):
+                path.touch()
+    assert planned(study, repository) == {}
