@@ -171,7 +171,7 @@ class TestRowsOfAStudy:
     def test_combat_has_random_splits_only_and_says_so(self, study: Study, capsys: Any) -> None:
         rows = study.row("fc-combat", "--shards", str(study.shards))
         assert set(rows["protocol"]) == {"random"}
-        assert "leave-site-out is left out" in capsys.readouterr().err
+        assert "random splits only, because ComBat has no estimate for a site" in capsys.readouterr().err
 
     def test_kernel_is_ridge(self, study: Study) -> None:
         assert set(study.row("fc-kernel", "--shards", str(study.shards))["row"]) == {"fc-kernel-ridge"}
