@@ -176,6 +176,29 @@ def test_a_corrected_sidecar_changes_its_batch(tmp_path):
     assert changed == {"part-0001.tsv"}
 
 
+def test_fmriprep_that_made_no_folder_leaves_rows_with_the_reason(tmp_path):
+    raw(tmp_path / "raw", "sub-01_task-rest")
+    settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
+    assert index_of(settings)["exclude_reason"].tolist() == [
+        "fMRIPrep wrote no desc-preproc_bold in space MNI152NLin6Asym"
+    ]
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    """As root everything can be read, so that the refusal itself is imitated."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: expected a folder that can be read, found: Not a directory"):
+        list_recordings(fmriprep(tmp_path / "file"))
+    derivative(tmp_path / "d", "sub-01_task-rest")
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.listdir", refused)
+    with pytest.raises(UserError, match=r"sub-01/func: expected a folder that can be read, found: Permission denied"):
+        list_recordings(fmriprep(tmp_path / "d"))
+
+
 def test_echoes_of_a_run_are_one_recording(tmp_path):
     for echo in "123":
         raw(tmp_path / "raw", f"sub-01_task-rest_echo-{echo}")

@@ -136,7 +136,8 @@ def _bids_images(root: Path, cohort: Mapping[str, Any], participants: Sequence[s
 
     ``beside`` holds the names of the masks and confounds in the image's folder.
     """
-    folders = _bids_folders(root, "sub")
+    # fMRIPrep that failed for everyone has not made its folder
+    folders = _bids_folders(root, "sub") if root.exists() else []
     if participants is not None:
         folders = [folder for folder in folders if folder.name.removeprefix("sub-") in set(participants)]
     rows = [row for found in _in_threads(_images_of_participant, folders) for row in found]
@@ -156,8 +157,13 @@ def entity_fits(label: str | None, allowed: Sequence[str | None]) -> bool:
 
 def _bids_folders(parent: Path, entity: str) -> list[Path]:
     """Folders ``sub-…`` or ``ses-…``, by name; one whose label BIDS forbids is an error, not silently left out."""
-    with os.scandir(parent) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.startswith(f"{entity}-") and entry.is_dir())
+    try:
+        with os.scandir(parent) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.startswith(f"{entity}-") and entry.is_dir())
+    except OSError as error:
+        raise UserError(
+            f"{parent}: expected a folder that can be read, found: {error.strerror}; correct path or permissions"
+        ) from None
     bad = [name for name in names if not re.fullmatch(rf"{entity}-[A-Za-z0-9+]+", name)]
     if bad:
         kind = "participant" if entity == "sub" else "session"
@@ -173,7 +179,12 @@ def _images_of_participant(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for func in (one / "func" for one in (folder, *_bids_folders(folder, "ses"))):
         if func.is_dir():
-            names = sorted(os.listdir(func))
+            try:
+                names = sorted(os.listdir(func))
+            except OSError as error:
+                raise UserError(
+                    f"{func}: expected a folder that can be read, found: {error.strerror}; correct its permissions"
+                ) from None
             beside = frozenset(name for name in names if name.endswith(BESIDE))
             images = [
                 name for name in names if name.endswith(("_bold.nii.gz", "_bold.nii")) or OLD_NAME.fullmatch(name)
