@@ -63,6 +63,27 @@ def test_what_cannot_be_made_ready_stops_only_those_who_need_it(
     assert prepare(tmp_path, settings, freesurfer=False) is None
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"licence": None}, r"key 'fmriprep.licence': expected the path"),
+        ({"licence": "/nowhere"}, "/nowhere: expected FreeSurfer's licence file, found none"),
+        ({"engine": "podman"}, r"digest of docker.io/nipreps/fmriprep:25.2.3, found 'unresolved'"),
+    ],
+)
+def test_what_is_wrong_on_every_machine_is_one_message_before_any_job(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.delenv("FS_LICENSE", raising=False)
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path, settings, **changed)
+    assert not (tmp_path / "prepared.json").exists()
+
+
 def test_templates_are_fetched_once_and_a_missing_network_is_named(tmp_path: Path) -> None:
     asked: list[str] = []
     wanted = fmriprep_prepare.wanted_templates(

@@ -25,7 +25,7 @@ from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
 from semantoks.fmriprep_database import knows
 from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs
-from semantoks.fmriprep_prepare import check_ready, prepare, subjects_folder
+from semantoks.fmriprep_prepare import check_ready, licence_file, prepare, subjects_folder
 from semantoks.fmriprep_process import Ended, end_containers, run_and_show
 from semantoks.fmriprep_retention import keep_used
 
@@ -141,21 +141,7 @@ def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[st
         print(told, file=sys.stderr)
         settings = replace(settings, bids_database_folder=None)
     image = None if settings.engine == "native" else find_image(settings.image, settings.version)
-    return build_command(settings, job, _licence(settings), image, _linked_folders(job))
-
-
-def _licence(settings: FmriprepSettings) -> Path:
-    given = settings.licence or os.environ.get("FS_LICENSE")
-    if not given:
-        raise UserError(
-            "key 'fmriprep.licence': expected the path of FreeSurfer's licence file, found null, and the environment "
-            "variable FS_LICENSE is not set; a licence is free: https://surfer.nmr.mgh.harvard.edu/registration.html"
-        )
-    path = Path(given).absolute()
-    if not path.is_file() or path.stat().st_size == 0:
-        found = "an empty file" if path.exists() else "none"
-        raise UserError(f"{path}: expected FreeSurfer's licence file, found {found}; correct key 'fmriprep.licence'")
-    return path
+    return build_command(settings, job, licence_file(settings), image, _linked_folders(job))
 
 
 def _participant_files(job: Job) -> list[Path]:

@@ -1,7 +1,8 @@
 """What all participants of fMRIPrep share, made once before the first starts: templates, ``fsaverage``, a database.
 
-Runs where the workflow was started, because compute nodes often have no network. What keeps it from succeeding is
-written down, and a participant that has to run tries again: where all are finished nothing of it is needed.
+Runs where the workflow was started, because compute nodes often have no network. What is wrong on every machine alike
+(no licence, no digest) ends it. What else keeps it from succeeding, e.g. an engine that only compute nodes have, is
+written down, and a participant that has to run tries again.
 """
 
 from __future__ import annotations
@@ -48,12 +49,7 @@ def check_ready(settings: FmriprepSettings) -> None:
             )
     if settings.engine == "native":
         return _check_installed_version(settings)
-    image = find_image(settings.image, settings.version)
-    if not image.resolved:
-        raise UserError(
-            f"containers/images.lock: expected the digest of {image.repository}:{image.tag}, found 'unresolved'; "
-            "run `make pins` where there is a network"
-        )
+    image = _resolved_image(settings)
     if settings.engine == "apptainer":
         path = apptainer_file(settings, image)
         if not path.is_file():
@@ -63,6 +59,38 @@ def check_ready(settings: FmriprepSettings) -> None:
             )
         return
     _check_image(settings.engine, image)
+
+
+def _resolved_image(settings: FmriprepSettings) -> Image:
+    image = find_image(settings.image, settings.version)
+    if not image.resolved:
+        raise UserError(
+            f"containers/images.lock: expected the digest of {image.repository}:{image.tag}, found 'unresolved'; "
+            "run `make pins` where there is a network"
+        )
+    return image
+
+
+def check_settings(settings: FmriprepSettings) -> None:
+    """Refuse what is wrong on every machine alike: no licence, no digest."""
+    licence_file(settings)
+    if settings.engine != "native":
+        _resolved_image(settings)
+
+
+def licence_file(settings: FmriprepSettings) -> Path:
+    """FreeSurfer's licence file, from the settings or the environment; a :class:`UserError` when there is none."""
+    given = settings.licence or os.environ.get("FS_LICENSE")
+    if not given:
+        raise UserError(
+            "key 'fmriprep.licence': expected the path of FreeSurfer's licence file, found null, and the environment "
+            "variable FS_LICENSE is not set; a licence is free: https://surfer.nmr.mgh.harvard.edu/registration.html"
+        )
+    path = Path(given).absolute()
+    if not path.is_file() or path.stat().st_size == 0:
+        found = "an empty file" if path.exists() else "none"
+        raise UserError(f"{path}: expected FreeSurfer's licence file, found {found}; correct key 'fmriprep.licence'")
+    return path
 
 
 def _check_image(engine: str, image: Image) -> None:
@@ -192,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="file to write (JSON): what is there")
     arguments = parser.parse_args(argv)
     settings = FmriprepSettings(**arguments.settings, **(read_json(arguments.running) if arguments.running else {}))
+    check_settings(settings)  # one message instead of one per participant
     problem = None
     try:
         prepare(settings, arguments.output_derivatives, arguments.bids)
