@@ -1,4 +1,4 @@
-# make demo · test · test-slow · test-cluster · chaos · lint · docs · bench · plan · lock · pins
+# make demo · test · test-slow · chaos · lint · docs · bench · plan · lock · pins
 SHELL := /bin/bash
 PYTHON ?= python3
 CORES ?= 2
@@ -8,7 +8,7 @@ VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONNOUSERSITE=1 PYTHONPATH=workflow
 SNAKEMAKE := $(RUN) snakemake --cores $(CORES)
 
-.PHONY: help demo test test-slow test-cluster chaos lint docs bench plan lock pins
+.PHONY: help demo test test-slow chaos lint docs bench plan lock pins
 .DEFAULT_GOAL := help
 
 help:  ## Show the commands
@@ -33,16 +33,13 @@ data/demo/complete: $(VENV)/installed
 	touch $@
 
 test: $(VENV)/installed-test lint  ## Fast tests, a dry run and the linters
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -q tests
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -q -n $(CORES) --dist loadfile tests
 
 test-slow: $(VENV)/installed-test  ## Tests that run whole workflows, real data, Slurm and containers
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -q -m slow --durations=12 tests
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -q -n $(CORES) --dist loadfile -m slow --durations=12 tests
 
 chaos: $(VENV)/installed-test  ## Fifty random kills of a small run, each followed by another run (about half an hour)
 	$(RUN) OMP_NUM_THREADS=1 python tests/chaos.py
-
-test-cluster: $(VENV)/installed-test  ## Tests on a Slurm of three nodes, of our image and of the environments (as root on Debian)
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -q -m cluster --durations=12 tests
 
 lint: $(VENV)/installed-test  ## Style, types, Snakemake's own checks
 	$(RUN) ruff check workflow tests benchmarks envs

@@ -117,7 +117,7 @@ def run_in_environments(finished_study, tmp_path_factory) -> Path:
     return study
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 def test_every_stage_runs_in_its_own_environment_and_comes_to_the_same(run_in_environments, finished_study):
     """What further rows appear in differs, and nothing before it."""
     results, reference = run_in_environments / "results", finished_study / "results"
@@ -130,7 +130,7 @@ def test_every_stage_runs_in_its_own_environment_and_comes_to_the_same(run_in_en
         assert (results / "demo" / name).is_file()
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 def test_environments_have_what_their_packages_require_and_equal_files_share_one(run_in_environments):
     installed = sorted((run_in_environments.parent / "installed").glob("*/bin/python"))
     assert len(installed) == len({(REPOSITORY / f"envs/{stage}.yaml").read_bytes() for stage in STAGES})
@@ -140,12 +140,12 @@ def test_environments_have_what_their_packages_require_and_equal_files_share_one
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 def test_neither_pythonpath_nor_user_site_packages_reach_a_stage(run_in_environments):
     assert not (run_in_environments.parent / "leaked").exists()
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 def test_an_environment_that_lacks_a_package_is_not_helped_out(run_in_environments):
     """The comparison above can fail: tables have no torch, and Snakemake is in none of them."""
     for python in (run_in_environments.parent / "installed").glob("*/bin/python"):

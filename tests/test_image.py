@@ -14,7 +14,7 @@ import yaml
 from conftest import REPOSITORY
 from small_study import command, copy_study, environment, same_rows
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.slow
 
 IMAGE = "localhost/semantoks:cpu"
 # What Snakemake calls: apptainer exec --home FOLDER … IMAGE sh -c COMMAND, with folders to bind in APPTAINER_BIND.

@@ -30,7 +30,7 @@ from small_study import (
     write_study,
 )
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.slow
 
 PROFILE = ["--profile", "slurm", "--slurm-init-seconds-before-status-checks", "2"]
 """The literal words, and a plugin that asks after its jobs sooner than would be kind to a real cluster."""
