@@ -15,6 +15,7 @@ if not workflow.configfiles:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/index.smk"
 include: "workflow/rules/fmriprep.smk"
 include: "workflow/rules/atlas.smk"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from semantoks import signals
 from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, read_json, read_table, read_text_table, write_table
-from semantoks.recordings import hdf5_positions
+from semantoks.imported_recordings import hdf5_positions
 from semantoks.timeseries_table import SCHEMA
 
 Band = tuple[float | None, float | None]

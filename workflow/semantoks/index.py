@@ -19,8 +19,9 @@ from nibabel.spatialimages import HeaderDataError
 from semantoks.batches import read_batch
 from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, read_json, read_tables, write_table
+from semantoks.imported_recordings import hdf5_positions
 from semantoks.parcel_means import DAMAGED, fast_gzip
-from semantoks.recordings import ENTITIES, check_unique, hdf5_positions, list_derivatives
+from semantoks.recordings import ENTITIES, check_unique, list_derivatives
 
 COLUMNS = [*KEY, "batch", *ENTITIES, "bold_path", "mask_path", "confounds_path", "tr", "n_frames", "source", "site"]
 COLUMNS += ["mean_fd", "exclude_reason"]
