@@ -116,11 +116,14 @@ def running_job(slurm: SlurmCluster, rule: str) -> str | None:
     return next((line.split()[0] for line in lines if line.split()[1].startswith(f"rule_{rule}")), None)
 
 
-def variables_of_training() -> dict[str, str]:
+def variables_of_training(job: str) -> dict[str, str]:
+    """Environment of the training of a job; other tests may train on this machine, too."""
     for process, words in processes():
         if b"semantoks.pretrain" in words:
             lines = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")
-            return dict(line.split("=", 1) for line in lines if "=" in line)
+            variables = dict(line.split("=", 1) for line in lines if "=" in line)
+            if variables.get("SLURM_JOB_ID") == job:
+                return variables
     return {}
 
 
@@ -145,7 +148,10 @@ def survived(slurm, finished_study, tmp_path_factory) -> Survived:
     repository = with_gpu_partition(copy_repository(tmp_path_factory.mktemp("copy") / "repository"))
     first = start(folder, repository=repository)
     wait_for("the first checkpoint", lambda: has_checkpoint(folder) or first.poll() is not None)
-    variables = variables_of_training()
+    job = running_job(slurm, "pretrain")
+    # or it may have finished before Snakemake is started again
+    subprocess.run(["scontrol", "suspend", job], check=True)
+    variables = variables_of_training(job)
     first.kill()
     assert first.wait() == -9, said(folder)
     refused = run(folder, *PROFILE, repository=repository)
