@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import yaml
+from semantoks.baselines.tasks import Task
 from semantoks.files import provenance, write_table
+from semantoks.phenotypes import Phenotype
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "workflow" / "schemas"
 
@@ -124,3 +126,14 @@ def write_embeddings(
     about = {"encoder": encoder, "pretrain_recordings": [*([cohort, name] for name in seen), *pretrained]}
     write_table(path, pa.Table.from_pylist(rows), provenance("embed", {}, (), **about))
     return path
+
+
+def task(n: int = 40, n_classes: int = 2, target: np.ndarray | None = None) -> Task:
+    """A random split of ``n`` participants: half to train on, a quarter to validate, a quarter to test."""
+    generator = np.random.default_rng(0)
+    order = generator.permutation(n)
+    if target is None:
+        target = np.arange(n) % n_classes if n_classes else generator.normal(size=n) * 3 + 50
+    phenotype = Phenotype("x", "x", "classification" if n_classes else "regression")
+    parts = (np.sort(part) for part in (order[: n // 2], order[n // 2 : 3 * n // 4], order[3 * n // 4 :]))
+    return Task(phenotype, "random", 0, "0", "", *parts, target, n_classes, None)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from evaluation_cases import cohort_settings, defaults
+from evaluation_cases import cohort_settings, defaults, task
 from fake_shards import write_shard
 from semantoks import pretrain, probe, splits, supervised
 from semantoks.baselines.finetuning import Crops, FineTuned, LoRA
@@ -27,16 +27,6 @@ from small_models import small_encoder
 from test_probe import COLUMNS
 
 FAST = TrainingSettings(epochs=4, batch=8, learning_rate=0.3)
-
-
-def task(n: int = 40, n_classes: int = 2, target: np.ndarray | None = None) -> Task:
-    generator = np.random.default_rng(0)
-    order = generator.permutation(n)
-    if target is None:
-        target = np.arange(n) % n_classes if n_classes else generator.normal(size=n) * 3 + 50
-    phenotype = Phenotype("x", "x", "classification" if n_classes else "regression")
-    parts = (np.sort(part) for part in (order[: n // 2], order[n // 2 : 3 * n // 4], order[3 * n // 4 :]))
-    return Task(phenotype, "random", 0, "0", "", *parts, target, n_classes, None)
 
 
 @pytest.fixture(scope="module")

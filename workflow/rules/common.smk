@@ -229,6 +229,7 @@ def cost_settings():
         "gpus": {
             "pretrain": pretrain["gpus"] * training["nodes"],
             "embed": min(1, pretrain["gpus"]),
+            "supervised": min(1, pretrain["gpus"]),
         },
     }
 

@@ -14,6 +14,7 @@ rule supervised:
         "../../envs/supervised.yaml"
     threads: settings.values["pretrain"]["threads"]
     resources:
+        gpu=min(1, settings.values["pretrain"]["gpus"]),
         mem_mb=grows_with_attempt(8000),
         runtime=grows_with_attempt(720),
     params:

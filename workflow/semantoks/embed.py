@@ -75,14 +75,14 @@ def all_crops(corpus: Corpus, crop: int, n_crops: int) -> pd.DataFrame:
 def encode(
     encoder: Encoder, corpus: Corpus, crops: pd.DataFrame, crop: int, settings: EmbedSettings, device: torch.device
 ) -> Iterator[np.ndarray]:
-    """Features of every row of ``crops``, float32 [rows of a batch, features], batch by batch."""
+    """Features of every row of ``crops``, float32 [rows of a batch, features], batch by batch; all on ``device``."""
     precision = choose_precision(settings.precision, device)
     complete = corpus.complete(crop)
     for first in range(0, len(crops), settings.batch):
         rows = crops.iloc[first : first + settings.batch]
-        scans, starts = (torch.tensor(rows[name].to_numpy()) for name in ("scan", "start"))
-        present = corpus.present_tokens(scans, crop, encoder.settings.patch).to(device)
-        bold = corpus.crops(scans, starts, crop).to(device)
+        scans, starts = (torch.tensor(rows[name].to_numpy(), device=corpus.frames.device) for name in ("scan", "start"))
+        present = corpus.present_tokens(scans, crop, encoder.settings.patch)
+        bold = corpus.crops(scans, starts, crop)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
             tokens = encoder(bold, None if complete else ~present)
         yield select_features(tokens.float(), present, settings).cpu().numpy()
@@ -130,7 +130,7 @@ def encoded_rows(
 ) -> pa.Table:
     """Rows of the contract for all crops of a corpus."""
     crops = all_crops(corpus, crop, settings.crops)
-    values = np.concatenate(list(encode(encoder, corpus, crops, crop, settings, device)))
+    values = np.concatenate(list(encode(encoder, corpus.to(device), crops, crop, settings, device)))
     features = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
     keys = corpus.table.iloc[crops["scan"]]
     columns = [pa.array(keys[name].tolist(), pa.string()) for name in KEY]

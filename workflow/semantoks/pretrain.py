@@ -153,7 +153,7 @@ def compile_encoders(objective: Objective, settings: PretrainSettings, device: t
     """Compile the encoders in place; names of parameters stay."""
     if settings.run.compile == "on" or (settings.run.compile == "auto" and device.type == "cuda"):
         for encoder in objective.encoders():
-            encoder.compile()
+            encoder.compile_parts()
 
 
 def corpus_place(shards: Sequence[Path], settings: PretrainSettings, device: torch.device, min_frames: int) -> Place:

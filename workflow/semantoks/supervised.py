@@ -36,6 +36,7 @@ from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, write_table
 from semantoks.model.encoder_folder import load_encoder
 from semantoks.training.corpus import Corpus, load_corpus
+from semantoks.training.device import choose_device
 from semantoks.training.encoder_corpus import load_matching_corpus
 
 FULL, LORA, BNT, WINDOWS = "finetuned", "lora", "bnt", "windows"
@@ -124,11 +125,14 @@ def _seen(config: Mapping[str, Any], corpus: Corpus) -> frozenset[str]:
     )
 
 
-def predict(recipe: Recipe, row: str, head: str, tasks: Sequence[Task], people: pd.DataFrame) -> pd.DataFrame:
+def predict(
+    recipe: Recipe, row: str, head: str, tasks: Sequence[Task], people: pd.DataFrame, device: torch.device
+) -> pd.DataFrame:
     """Train on every split and give all predictions."""
     rows = []
     for task in tqdm(tasks, desc=row, unit="split", disable=None):
-        prediction, _ = fit_network(recipe.fresh(task), recipe.inputs, task, recipe.settings)
+        torch.manual_seed(task.seed)  # of dropout: a split's result does not depend on the splits before it
+        prediction, _ = fit_network(recipe.fresh(task), recipe.inputs, task, recipe.settings, device)
         rows.append(rows_of(row, head, recipe.origin, task, prediction, people))
     return pd.concat(rows)
 
@@ -150,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(arguments.threads)
     began = time.perf_counter()
     study, given = Study.read(arguments.settings), arguments.settings["supervised"]
+    device = choose_device(given["device"])
     participants = split_participants(arguments.splits)
     probe = read_metadata(arguments.splits)["settings"]["probe"]
     every = trained_by_steps(read_tasks(arguments.splits, study, participants), probe)
@@ -161,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = make_recipe(arguments.model, arguments.weights, arguments.shards, participants, given)
     encoder = (recipe.origin.encoder or "").split("_seed-")[0]
     row = f"{encoder}-{arguments.model}" if encoder else arguments.model
-    rows = predict(recipe, row, arguments.model, tasks, study.people(participants))
+    rows = predict(recipe, row, arguments.model, tasks, study.people(participants), device)
     rows = with_key(rows, tested_cohort(arguments.splits))
     about = study.describe() | {
         "cohort": rows["cohort"].iloc[0],

@@ -20,6 +20,7 @@ from semantoks.baselines.published_head import crop_error
 from semantoks.baselines.tasks import Prediction, Task
 
 INITIAL_SD = 2e-5
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,19 @@ def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
 
 
 def fit_network(
-    network: Network, inputs: Inputs, task: Task, settings: TrainingSettings
+    network: Network, inputs: Inputs, task: Task, settings: TrainingSettings, device: torch.device = CPU
 ) -> tuple[Prediction, list[float]]:
     """Train on the training part, keep the epoch that is best on the validation part, predict the test part.
 
-    There is no refit: the validation part chooses the epoch.
+    There is no refit: the validation part chooses the epoch. Inputs are made on the CPU, whatever the device, so that
+    order, crops and augmentation are the same everywhere.
 
     Returns
     -------
     The prediction, and the validation error of each epoch (−balanced accuracy, or mean absolute error in sds).
     """
     generator = torch.Generator().manual_seed(task.seed)
-    module, target = network.module, scaled_target(task)
+    module, target = network.module.to(device), scaled_target(task)
     groups = network.groups(settings)
     factors = [group["lr"] for group in groups]
     optimiser = torch.optim.AdamW(groups)
@@ -130,7 +132,8 @@ def fit_network(
             rate = settings.learning_rate * settings.batch / 256 * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group, factor in zip(optimiser.param_groups, factors, strict=True):
                 group["lr"] = rate * factor
-            error = loss(module(*inputs.training(chosen, generator)), target[torch.from_numpy(chosen)], task.n_classes)
+            output = module(*moved(inputs.training(chosen, generator), device))
+            error = loss(output, target[torch.from_numpy(chosen)].to(device), task.n_classes)
             optimiser.zero_grad(set_to_none=True)
             error.backward()
             nn.utils.clip_grad_norm_(
@@ -149,6 +152,11 @@ def fit_network(
     return Prediction(scores, f"epoch {best[1] + 1} of {settings.epochs}", len(task.training)), errors
 
 
+def moved(values: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """The same tensors on a device."""
+    return tuple(value.to(device) for value in values)
+
+
 def loss(output: Tensor, target: Tensor, n_classes: int) -> Tensor:
     """Cross-entropy, or L1 for numbers."""
     if n_classes:
@@ -158,13 +166,14 @@ def loss(output: Tensor, target: Tensor, n_classes: int) -> Tensor:
 
 @torch.no_grad()
 def outputs(module: nn.Module, inputs: Inputs, participants: Index) -> Tensor:
-    """Output [participants, outputs], averaged over the regular inputs of each participant."""
+    """Output [participants, outputs] on the CPU, averaged over the regular inputs of each participant."""
     module.eval()
+    device = next(module.parameters()).device
     place = {int(number): row for row, number in enumerate(participants)}
     total: Tensor | None = None
     count = torch.zeros(len(participants), 1)
     for owner, arguments in inputs.testing(participants):
-        made = module(*arguments).float()
+        made = module(*moved(arguments, device)).float().cpu()
         rows = torch.tensor([place[int(number)] for number in owner])
         total = torch.zeros(len(participants), made.shape[1]) if total is None else total
         total.index_add_(0, rows, made)

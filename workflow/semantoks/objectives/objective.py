@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from semantoks.model.encoder import Encoder
 from semantoks.objectives.views import Views
 
 
@@ -33,8 +34,8 @@ class Objective(nn.Module, ABC):
         """Parameters that the optimiser updates, with their names."""
 
     @abstractmethod
-    def encoders(self) -> list[nn.Module]:
-        """Modules worth compiling."""
+    def encoders(self) -> list[Encoder]:
+        """All of them, to be compiled."""
 
     @abstractmethod
     def predictions(self, views: Views, weights: Mapping[str, float]) -> Any:

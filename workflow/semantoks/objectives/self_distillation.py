@@ -91,7 +91,7 @@ class SelfDistillation(Objective):
         """Parameters of the student."""
         return self.student.named_parameters()
 
-    def encoders(self) -> list[nn.Module]:
+    def encoders(self) -> list[Encoder]:
         """Those of student and teacher."""
         return [self.student.encoder, self.teacher.encoder]
 

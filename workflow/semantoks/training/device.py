@@ -44,11 +44,14 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def compute_reproducibly(device: torch.device) -> None:
-    """Let a GPU sum in the same order every time; before its first use. A CPU does with the same number of threads."""
+    """Let a GPU sum in the same order every time; before its first use. A CPU does with the same number of threads.
+
+    An operation that cannot is an error of torch's, not a warning: with warnings only, some that can would not.
+    """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
 
 
 def keep_freed_memory() -> None:
