@@ -16,11 +16,9 @@ from semantoks import pretrain, probe, splits, supervised
 from semantoks.baselines.finetuning import Crops, FineTuned, LoRA
 from semantoks.baselines.network_training import TrainingSettings, batches, fit_network, outputs
 from semantoks.baselines.supervised_networks import BrainNetworkTransformer, FromNothing, Matrices, WindowTransformer
-from semantoks.baselines.tasks import Task
 from semantoks.errors import UserError
 from semantoks.files import read_table
 from semantoks.model.encoder_folder import load_encoder
-from semantoks.phenotypes import Phenotype
 from semantoks.training.corpus import load_corpus
 from semantoks.training.encoder_corpus import crop_starts
 from small_models import small_encoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +151,7 @@ class SemanticTokenizer(nn.Module):
     def compile_parts(self) -> None:
         """``torch.compile`` all but the order of the samples, which compiled code would look up again and again."""
         # a mean over a patch that is written out as a sum takes a quarter of the time of a reduction
-        options = {"unroll_reductions_threshold": self.patch + 1}
+        options: dict[str, Any] = {"unroll_reductions_threshold": self.patch + 1}
         self._tokens = torch.compile(self._tokens, dynamic=False, options=options)  # type: ignore[method-assign]
 
     def _tokens(self, rows: Tensor, n_scans: int) -> Tensor:
