@@ -195,6 +195,7 @@ def measure(
             "run": {"compile": arguments.compile},
         }
     )
+    torch.compiler.reset()  # only so many variants of one function are compiled in a process
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     training = Training(corpus, settings, device, precision)
