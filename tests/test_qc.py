@@ -17,7 +17,7 @@ from scipy.ndimage import center_of_mass
 from scipy.stats import pearsonr
 from semantoks import qc, qc_accept, qc_figures, qc_near_identical
 from semantoks.errors import UserError
-from semantoks.files import KEY, read_json, read_table, read_text_table, write_table
+from semantoks.files import KEY, read_json, read_table, read_text_table, write_json, write_table
 from semantoks.qc_motion import MotionConnectivity, distances
 from semantoks.qc_near_identical import fingerprint
 from semantoks.timeseries_table import SCHEMA
@@ -136,11 +136,20 @@ def test_a_cohort_of_which_too_much_is_excluded_stops(
     arguments += ["--decisions", str(tmp_path / "qc" / "batch-0001.parquet")]
     if message is None:
         qc_accept.main(arguments)
-        assert read_json(accepted) == {"accepted": True}
+        assert read_json(accepted) == {"recordings": 4, "excluded": dropped}
     else:
         with pytest.raises(UserError, match=message):
             qc_accept.main(arguments)
         assert not accepted.exists()
+
+
+def test_a_cohort_accepted_before_is_refused_under_a_smaller_share(tmp_path: Path) -> None:
+    accepted = tmp_path / "accepted.json"
+    qc_accept.check_accepted(accepted, 0)
+    write_json(accepted, {"recordings": 4, "excluded": 2})
+    qc_accept.check_accepted(accepted, 0.5)
+    with pytest.raises(UserError, match=r"accepted.json: expected at most 49% .*found 2 of 4; .*delete this file"):
+        qc_accept.check_accepted(accepted, 0.49)
 
 
 def test_measures_of_the_decision_table(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def with_values(*keys: str, **values) -> Callable[[str], str]:
 CONFIG = {
     "which quota there is": (with_values("quota", core_hours=5), {}),
     "the batch size": (with_values(batch_size=5), {}),
-    "the largest share excluded": (with_values(maximum_excluded_share=0.6), {"qc_accept": 1, **PAGE}),
+    "the largest share excluded": (with_values(maximum_excluded_share=0.6), {}),
     "near-identical recordings": (with_values(near_identical_similarity=0.97), {"qc_near_identical": 1, **PAGE}),
     "denoising": (with_values("parcellate", denoising="24P"), SERIES),
     "a threshold of quality": (with_values("qc", maximum_gap=29), {"qc": BATCHES, **QUALITY, **SHARDS}),
@@ -106,6 +107,24 @@ def test_a_changed_value_of_the_configuration(study, repository, change):
         assert planned(study, repository) == expected
 
 
+def test_two_values_changed_at_once_are_both_seen(study, repository):
+    """What quality control accepts comes before the probes, and hides no change of them."""
+    with (
+        changed(study / "config.yaml", with_values(maximum_excluded_share=0.6)),
+        changed(study / "config.yaml", with_values("probe", penalties=[0.1, 0.01])),
+    ):
+        assert planned(study, repository) == PROBES
+
+
+def test_a_cohort_of_which_too_much_was_excluded_stops_at_the_start(study, repository):
+    with changed(study / "config.yaml", with_values(maximum_excluded_share=0.01)):
+        result = run(study, "--dry-run", repository=repository)
+    assert result.returncode == 2
+    assert re.search(
+        r"error: .*accepted.json: expected at most 1% of the recordings to be excluded .*found 1 of 16", result.stderr
+    )
+
+
 @pytest.mark.parametrize("change", COHORT)
 def test_a_changed_value_of_a_cohort(study, repository, change):
     how, expected = COHORT[change]
@@ -120,7 +139,7 @@ CODE = {
     "parcellate.py": SERIES,
     "import_timeseries.py": {},
     "qc_figures.py": {"qc": BATCHES, **QUALITY, **SHARDS},
-    "qc_accept.py": {"qc_accept": 1, **PAGE},
+    "qc_accept.py": {},
     "shards.py": SHARDS,
     "pretrain.py": ENCODER,
     "embed.py": EMBEDDINGS,

@@ -26,6 +26,7 @@ from semantoks.errors import UserError, disk_error
 from semantoks.files import write_json
 from semantoks.fmriprep_finished import finished_before, update_finished
 from semantoks.launch import training_resources
+from semantoks.qc_accept import check_accepted
 from semantoks.settings import RECORDING_KEYS, load_settings
 from semantoks.snakemake_environment import attempts as attempts_of_a_job
 from semantoks.snakemake_environment import bind_in_containers
@@ -40,6 +41,8 @@ try:
     FMRIPREP_RUNNING = RESULTS / "fmriprep_running.json"
     if workflow.is_main_process:
         check_files(settings)
+        for cohort in settings.cohorts:
+            check_accepted(RESULTS / cohort.name / "qc" / "accepted.json", settings.values["maximum_excluded_share"])
         # A file that is never newer: a moved licence or scratch folder must not preprocess a cohort again.
         if any(cohort.source["type"] == "bids" for cohort in settings.cohorts):
             write_json(FMRIPREP_RUNNING, settings.fmriprep_running)
@@ -134,8 +137,8 @@ def network_sources():
 
 
 def accepted(cohorts):
-    """The word of quality control that enough of each cohort is left; ancient, because its content never changes."""
-    return [ancient(RESULTS / cohort / "qc" / "accepted.json") for cohort in cohorts]
+    """The word of quality control that enough of each cohort is left."""
+    return [RESULTS / cohort / "qc" / "accepted.json" for cohort in cohorts]
 
 
 def encoder_of(wildcards):

@@ -21,7 +21,9 @@ rule qc:
 
 
 rule qc_accept:
-    # Nothing is trained or tested on a cohort of which too much was excluded.
+    # Nothing is trained or tested on a cohort of which too much was excluded. Nothing is trained again, either, when that
+    # share or this code changes: `check_accepted` looks at every start, and a function of the input is no parameter that
+    # Snakemake remembers.
     input:
         lambda wildcards: of_batches("{cohort}/qc/{batch}.parquet", wildcards.cohort),
     output:
@@ -33,8 +35,7 @@ rule qc_accept:
     conda:
         "../../envs/qc.yaml"
     params:
-        share=settings.values["maximum_excluded_share"],
-        code=code_version("qc_accept"),
+        share=lambda wildcards, input: settings.values["maximum_excluded_share"],
     shell:
         "python -m semantoks.qc_accept --maximum-excluded-share {params.share} --decisions {input:q} --output {output:q}"
         " > {log:q} 2>&1"

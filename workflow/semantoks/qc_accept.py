@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from semantoks.errors import UserError, run_command
-from semantoks.files import read_tables, write_json
+from semantoks.files import read_json, read_tables, write_json
 
 
 def check_share(decisions: pd.DataFrame, maximum_share: float) -> None:
@@ -37,6 +37,30 @@ def check_share(decisions: pd.DataFrame, maximum_share: float) -> None:
     )
 
 
+def check_accepted(path: Path, maximum_share: float) -> None:
+    """Refuse, before a workflow starts, a cohort that was accepted under a larger share than is allowed now.
+
+    Parameters
+    ----------
+    path : what the rule ``qc_accept`` wrote; nothing is known of a cohort without it.
+
+    Raises
+    ------
+    UserError
+        With the counts of that time.
+    """
+    if not path.is_file():
+        return
+    counts = read_json(path)
+    recordings, excluded = counts.get("recordings"), counts.get("excluded")
+    if recordings and excluded / recordings > maximum_share:
+        raise UserError(
+            f"{path}: expected at most {maximum_share:.0%} of the recordings to be excluded (key "
+            f"'maximum_excluded_share'), found {excluded} of {recordings}; raise the key, or, where data or thresholds "
+            "have changed since, delete this file, so that they are counted again"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the step after the stage ``qc``."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.qc_accept", description=__doc__)
@@ -46,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     decisions = read_tables(arguments.decisions, ["cohort", "exclude_step", "exclude_reason"])
     check_share(decisions, arguments.maximum_excluded_share)
-    write_json(arguments.output, {"accepted": True})
+    counts = {"recordings": len(decisions), "excluded": int(decisions["exclude_reason"].notna().sum())}
+    write_json(arguments.output, counts)
 
 
 if __name__ == "__main__":
