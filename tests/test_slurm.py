@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPOSITORY
 from processes import processes
 from slurm_cluster import NODES, SlurmCluster, install, reason_against
@@ -44,6 +45,7 @@ LOCAL_RULES = {
     "report",
     "cost",
 }
+GPU_RULES = {"pretrain", "embed", "supervised"}
 WEIGHTS = "results/pretrain/tiny_seed-0/weights.safetensors"
 
 
@@ -176,11 +178,10 @@ def survived(slurm, finished_study, tmp_path_factory) -> Survived:
 def with_gpu_partition(repository: Path) -> Path:
     """The lines of the profile for GPUs, uncommented as a user would."""
     profile = repository / "workflow/profiles/slurm/config.yaml"
-    text = re.sub(
-        r"^# (set-resources:|  pretrain:|    slurm_partition: gpu)", r"\1", profile.read_text(), count=3, flags=re.M
-    )
-    assert text != profile.read_text()
-    profile.write_text(text)
+    text = profile.read_text()
+    (commented,) = re.findall(r"^# set-resources:.*\n(?:#  .*\n)+", text, flags=re.M)
+    profile.write_text(text.replace(commented, commented.replace("# ", "", 1).replace("\n# ", "\n")))
+    assert set(yaml.safe_load(profile.read_text())["set-resources"]) == GPU_RULES
     return repository
 
 
@@ -194,14 +195,29 @@ def test_heavy_rules_run_on_all_nodes_and_light_ones_where_snakemake_does(surviv
     assert {job["Account"] for job in done} == {"lab"}
     assert {rule_of(job) for job in done} >= {"index", "parcellate", "qc", "shards", "pretrain", "embed", "probe"}
     assert not {rule_of(job) for job in done} & LOCAL_RULES
-    assert {job["Partition"] for job in done if rule_of(job) != "pretrain"} == {"main"}
 
 
-def test_a_requested_gpu_reaches_the_training(survived):
-    trainings = [job for job in survived.jobs if rule_of(job) == "pretrain"]
-    assert {job["Partition"] for job in trainings} == {"gpu"}
-    assert all("gres/gpu=1" in job["AllocTRES"] for job in trainings)
+def test_a_requested_gpu_reaches_the_jobs_that_compute_on_it_and_no_other(survived):
+    asked = [job for job in survived.jobs if rule_of(job) in GPU_RULES]
+    assert {rule_of(job) for job in asked} == {"pretrain", "embed"}  # this study has no networks trained on labels
+    assert all("gres/gpu=1" in job["AllocTRES"] and job["Partition"] == "gpu" for job in asked), asked
+    others = [job for job in survived.jobs if job not in asked]
+    assert not any("gres" in job["AllocTRES"] or job["Partition"] != "main" for job in others), others
     assert survived.variables["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_a_requested_gpu_reaches_a_network_that_is_trained_on_labels(slurm, finished_study, tmp_path):
+    study = copy_study(finished_study, tmp_path / "study")
+    write_config(study, gpus=1)
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    networks = {"models": ["bnt"], "protocols": ["random"], "epochs": 1}
+    (study / "config.yaml").write_text(yaml.safe_dump(config | {"supervised": networks}))
+    repository = with_gpu_partition(copy_repository(tmp_path / "repository"))
+    result = run(study, *PROFILE, "--", "results/demo/supervised/bnt.parquet", repository=repository)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (job,) = jobs_of(slurm, "supervised", "State", "Partition", "AllocTRES")
+    assert (job["State"], job["Partition"]) == ("COMPLETED", "gpu")
+    assert "gres/gpu=1" in job["AllocTRES"]
 
 
 def test_a_folder_that_a_killed_run_left_locked_is_refused_with_what_to_do(survived):

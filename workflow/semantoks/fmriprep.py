@@ -26,7 +26,7 @@ from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
 from semantoks.fmriprep_database import knows
 from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs
 from semantoks.fmriprep_prepare import check_ready, licence_file, prepare, subjects_folder
-from semantoks.fmriprep_process import Ended, end_containers, run_and_show
+from semantoks.fmriprep_process import Ended, end_containers, run_and_show, secret_variables
 from semantoks.fmriprep_retention import keep_used
 
 _DID_NOT_START = {125, 126, 127}
@@ -51,7 +51,7 @@ def preprocess(
     job: Job,
     attempt: Attempt,
     journal: Path,
-    run: Callable[[list[str], Mapping[str, str]], Ended],
+    run: Callable[[list[str], Mapping[str, str | None]], Ended],
     prepared: bool = True,
 ) -> dict[str, Any]:
     """Run fMRIPrep for one target unless it is finished; the content of the status file.
@@ -59,7 +59,7 @@ def preprocess(
     Parameters
     ----------
     journal : file that is there while fMRIPrep runs: who finds it knows that an attempt never came to its end.
-    run : executes a command with further environment variables.
+    run : executes a command with further environment variables (None: without).
     prepared : whether templates and ``fsaverage`` are known to be ready; else they are made ready now.
 
     Raises
@@ -133,15 +133,20 @@ def _judge(ended: Ended, job: Job, attempt: Attempt, command: str) -> dict[str, 
     return _status(job, "done", None, command)
 
 
-def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[str, str]]:
-    """The command for a job and the environment variables it needs."""
+def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[str, str | None]]:
+    """The command for a job, and the environment variables it needs or (None) must not see.
+
+    FreeSurfer writes its environment into ``scripts/recon-all.env``; containers do not have ours.
+    """
     database = settings.bids_database_folder
     if database and not knows(Path(database), job.target.participant):
         told = f"{database}: no database with sub-{job.target.participant}, so this job reads the dataset itself"
         print(told, file=sys.stderr)
         settings = replace(settings, bids_database_folder=None)
     image = None if settings.engine == "native" else find_image(settings.image, settings.version)
-    return build_command(settings, job, licence_file(settings), image, _linked_folders(job))
+    command, variables = build_command(settings, job, licence_file(settings), image, _linked_folders(job))
+    hidden = secret_variables() if settings.engine == "native" else []
+    return command, {**dict.fromkeys(hidden), **variables}
 
 
 def _participant_files(job: Job) -> list[Path]:
@@ -231,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if arguments.dry_run:
         command, variables = command_of(settings, job)
-        print(shlex.join([*(f"{key}={value}" for key, value in variables.items()), *command]))
+        given = [f"{key}={value}" for key, value in variables.items() if value is not None]
+        print(shlex.join([*given, *command]))
         try:
             check_ready(settings)
         except UserError as error:

@@ -86,10 +86,13 @@ def licence_file(settings: FmriprepSettings) -> Path:
             "key 'fmriprep.licence': expected the path of FreeSurfer's licence file, found null, and the environment "
             "variable FS_LICENSE is not set; a licence is free: https://surfer.nmr.mgh.harvard.edu/registration.html"
         )
+    named = "key 'fmriprep.licence'" if settings.licence else "environment variable FS_LICENSE"
+    if "\n" in given:  # a secret, and no message may repeat it
+        raise UserError(f"{named}: expected the path of FreeSurfer's licence file, found what may be its content")
     path = Path(given).absolute()
     if not path.is_file() or path.stat().st_size == 0:
         found = "an empty file" if path.exists() else "none"
-        raise UserError(f"{path}: expected FreeSurfer's licence file, found {found}; correct key 'fmriprep.licence'")
+        raise UserError(f"{path}: expected FreeSurfer's licence file, found {found}; correct {named}")
     return path
 
 

@@ -20,6 +20,7 @@ _KILLED = {code for number in _SIGNALS for code in (-number, 128 + number, 256 -
 _OUT_OF_MEMORY = re.compile(r"MemoryError|Cannot allocate memory|BrokenProcessPool|oom[-_ ]?kill|Out of memory", re.I)
 _ERROR_LINE = re.compile(r"error\b|exception|no space left|unable to find|not found|denied|is required", re.I)
 _LAST_LINES = 200
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(API|ACCESS|AUTH|PRIVATE)_?KEY", re.I)
 GRACE = 10.0
 """Seconds between the request to stop and the end by force; schedulers wait half a minute before they kill."""
 
@@ -46,7 +47,9 @@ class Ended:
         return f"{what}: {telling[-1].strip()}" if telling else what
 
 
-def run_and_show(command: list[str], variables: Mapping[str, str], end: Callable[[], None] = lambda: None) -> Ended:
+def run_and_show(
+    command: list[str], variables: Mapping[str, str | None], end: Callable[[], None] = lambda: None
+) -> Ended:
     """Run a command, passing its output on.
 
     A request to stop (SIGTERM, SIGINT) goes to the command and everything it started. fMRIPrep is process 1 of its
@@ -54,7 +57,7 @@ def run_and_show(command: list[str], variables: Mapping[str, str], end: Callable
 
     Parameters
     ----------
-    variables : environment variables beside the present ones.
+    variables : environment variables beside the present ones; None takes one away.
     end : ends what the command started but is no child of it, i.e. its containers.
     """
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
@@ -120,7 +123,12 @@ def end_containers(engine: str, work: Path) -> None:
         subprocess.run([engine, "kill", *running], capture_output=True)
 
 
-def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This environment with further variables, without what leads Python to the packages of this workflow."""
+def clean_environment(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """This environment with further variables (None: without), and without what leads Python to our packages."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
-    return inherited | dict(variables)
+    return {name: value for name, value in (inherited | dict(variables)).items() if value is not None}
+
+
+def secret_variables() -> list[str]:
+    """Names of variables of this environment that by their names hold secrets."""
+    return sorted(name for name in os.environ if _SECRET.search(name))
