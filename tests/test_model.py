@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -15,6 +16,7 @@ from semantoks.model import tokenizer as tokenizer_module
 from semantoks.model.encoder import Encoder, ModelSettings, attend, scan_features, temporal_positions
 from semantoks.model.networks import NetworkTable
 from small_models import SMALL, small_encoder, small_objective, small_views
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 PUBLISHED_SIZES = (61, 77, 46, 47, 26, 52, 91, 50, 7)
@@ -147,6 +149,23 @@ def test_encoder_compiles_as_one_graph(monkeypatch, limit):
         found, expected = (e(views.bold, mask, only_cls) for e in (compiled, encoder))
         torch.testing.assert_close(found, expected)
     found.sum().backward()
+
+
+def test_blocks_share_what_is_compiled(monkeypatch):
+    """One graph for all blocks of an encoder and of its copy, so that compiling takes as long however deep they are."""
+    compiled, counts = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda part, **_: compiled(part, backend="aot_eager", dynamic=False))
+    for depth in (2, 4):
+        torch.compiler.reset()
+        counters.clear()
+        encoder, views = small_encoder(settings=dataclasses.replace(SMALL, depth=depth)), small_views()
+        twin = copy.deepcopy(encoder)
+        expected = encoder(views.bold, views.mask)
+        for each in (encoder, twin):
+            each.compile_parts()
+            torch.testing.assert_close(each(views.bold, views.mask), expected)
+        counts.append(counters["stats"]["unique_graphs"])
+    assert counts == [3, 3]  # tokenizer, sequence, block
 
 
 def test_positions():
