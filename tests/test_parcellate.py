@@ -28,7 +28,7 @@ from semantoks.atlas import AtlasSettings, make_atlas, write_atlas
 from semantoks.confounds import read_confounds
 from semantoks.denoise import design, load_strategy
 from semantoks.errors import UserError
-from semantoks.files import read_metadata, read_table
+from semantoks.files import read_metadata, read_table, write_json
 from semantoks.isolation import CrashError, run_isolated
 from semantoks.parcel_means import open_bold, parcel_means, voxels_of_parcels
 from synthetic_images import INDEX, N_VOLUMES, NAMES, SHAPE, TR
@@ -279,6 +279,24 @@ def test_the_overlap_of_mask_and_template_is_their_dice(
     row = synthetic.write_recording(tmp_path, "sub-01", image, None, mask)
     assert run(row, atlas, template_mask=str(tmp_path / "template.nii.gz"))["mask_dice"] == pytest.approx(12 / 16)
     assert run(row, atlas)["mask_dice"] is None
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_the_template_of_the_atlas_is_compared_where_there_is_one(
+    random: np.random.Generator, atlas: Path, tmp_path: Path, present: bool
+) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.ones(SHAPE, dtype=np.uint8), synthetic.affine()), tmp_path / "mask.nii.gz")
+    told = {"path": str(tmp_path / "mask.nii.gz") if present else None, "note": None if present else "no network"}
+    write_json(atlas / "template_mask.json", told)
+    image = synthetic.bold_image(synthetic.planted_series(random), random)
+    index = synthetic.write_index(tmp_path / "index.parquet", [synthetic.write_recording(tmp_path, "a", image, None)])
+    arguments = ["--settings", json.dumps(SETTINGS | {"template_mask": "templateflow"}), "--index", str(index)]
+    arguments += ["--batch", "batch-0001", "--atlas", str(atlas), "--output", str(tmp_path / "out.parquet")]
+    parcellate.main(arguments)
+    table, metadata = read_table(tmp_path / "out.parquet"), read_metadata(tmp_path / "out.parquet")
+    assert table["exclude_reason"].isna().all()
+    assert table["mask_dice"].tolist() == [1.0] if present else table["mask_dice"].isna().all()
+    assert metadata["template_mask"] == told
 
 
 def test_a_missing_mask_is_computed_from_the_mean_image_and_flagged(

@@ -70,7 +70,8 @@ IMPORTED = dict.fromkeys(["mean_fd", "coverage", "tsnr"])
 
 
 def timeseries(path: Path, rows: list[dict[str, Any]]) -> Path:
-    write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA), {"roi_names": NAMES})
+    metadata = {"roi_names": NAMES, "template_mask": {"path": None, "note": "no network"}}
+    write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA), metadata)
     return path
 
 
@@ -193,6 +194,7 @@ def test_the_summary_counts_everyone(tmp_path: Path, atlas: Path) -> None:
     assert summary["sites"] == {"A": {"recordings": 5, "kept": 3}, "B": {"recordings": 5, "kept": 3}}
     assert summary["medians"]["mean_fd"] == pytest.approx(0.1)
     assert summary["simulated"] is True
+    assert summary["mask_dice_note"] == "no network"
     exclusions = read_text_table(folder / "exclusions.tsv")
     assert len(exclusions) == 10, "kept recordings are listed too"
     assert exclusions["exclude_reason"].notna().sum() == 4

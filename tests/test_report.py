@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import struct
@@ -16,7 +17,7 @@ from conftest import REPOSITORY
 from semantoks import report
 from semantoks.denoise import available_strategies, load_strategy
 from semantoks.errors import UserError
-from semantoks.files import KEY, provenance, write_json, write_table, write_text
+from semantoks.files import KEY, provenance, read_json, write_json, write_table, write_text
 from semantoks.rendering import Block, html_page, to_html
 from semantoks.report_content import (
     KINDS,
@@ -74,6 +75,7 @@ def write_cohort(results: Path) -> None:
     """Quality control, figures and stage files of the cohort ``study``."""
     write_text(results / "study/qc/exclusions.tsv", exclusions().to_csv(sep="\t", index=False))
     summary = {"recordings": 4, "recordings_kept": 2, "participants": 3, "participants_kept": 2, "simulated": False}
+    summary |= {"mask_dice_note": "found no answer"}
     write_json(results / "study/qc/summary.json", summary | {"dropped": {"unusable": 1, "maximum_mean_fd": 1}})
     for kind in ("flow", "recordings", "parcels", "fc"):
         (results / f"study/qc/{kind}.png").write_bytes(png())
@@ -526,8 +528,41 @@ def test_cohorts_with_other_settings_are_told_apart(tmp_path: Path) -> None:
     assert "b: Time series were resampled to 0.72 s" in text
 
 
+def test_the_page_says_why_masks_were_not_compared_with_the_template(results: Path) -> None:
+    assert "study: brain masks were not compared with the template's: found no answer." in html.unescape(
+        write_page(results)
+    )
+    summary = read_json(results / "study/qc/summary.json")
+    write_json(results / "study/qc/summary.json", summary | {"mask_dice_note": None})
+    assert "brain masks were not compared" not in write_page(results)
+
+
+def write_pairs(folder: Path, n_more: int = 0) -> Path:
+    """A recording twice in one participant, one in two cohorts, and further pairs."""
+    keys = [f"{name}_{side}" for side in "ab" for name in KEY]
+    rows = [["study", NAMES[0], "", f"sub-{NAMES[0]}_run-1", "study", NAMES[0], "", f"sub-{NAMES[0]}_run-2", "1.0000"]]
+    rows += [["study", NAMES[1], "", f"sub-{NAMES[1]}", "other", NAMES[1], "", "sub-Q7", "0.9950"]]
+    rows += [["study", NAMES[1], "", f"sub-{NAMES[1]}", "study", NAMES[2], "", f"sub-{NAMES[2]}", "0.9900"]] * n_more
+    pd.DataFrame(rows, columns=[*keys, "similarity"]).to_csv(folder / "near_identical.tsv", sep="\t", index=False)
+    return folder / "near_identical.tsv"
+
+
 def test_pairs_of_the_same_data_are_counted(tmp_path: Path) -> None:
-    table = tmp_path / "near_identical.tsv"
-    table.write_text("cohort_a\tcohort_b\none\tone\none\ttwo\n")
-    assert near_identical(Inputs(tmp_path, [table])) == {"pairs": 2, "across": 1}
-    assert near_identical(Inputs(tmp_path, [])) is None
+    found = near_identical(Inputs(tmp_path, [write_pairs(tmp_path)]), individuals=False)
+    assert (found["pairs"], found["across"]) == (2, 1)
+    assert [pair["one_participant"] for pair in found["shown"]] == [True, False]
+    assert near_identical(Inputs(tmp_path, []), individuals=False) is None
+
+
+def test_pairs_are_named_only_where_single_recordings_may_be_shown(results: Path) -> None:
+    write_pairs(results, n_more=30)
+    unnamed, named = (
+        re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", write_page(results, individuals=individuals)))
+        for individuals in (False, True)
+    )
+    assert "32 pairs of recordings, 1 of them across cohorts" in unnamed
+    assert "1.0000 study study yes 0.9950 study other no" in unnamed
+    assert "The 20 most similar pairs are listed." in unnamed
+    assert not any(name in unnamed for name in NAMES)
+    assert f"1.0000 sub-{NAMES[0]}_run-1 study sub-{NAMES[0]}_run-2 study yes" in named
+    assert "is named here, but for near-identical recordings; figures of" in named

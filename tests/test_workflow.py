@@ -87,6 +87,16 @@ def test_dry_run_over_a_tree(tmp_path, tree):
     assert "probe" not in jobs
 
 
+@pytest.mark.parametrize(("mask", "jobs"), [({}, 1), ({"template_mask": None}, 0), ({"template_mask": "own.nii"}, 0)])
+def test_the_template_of_images_is_looked_for_unless_told_otherwise(tmp_path, mask, jobs):
+    derivative(tmp_path / "data", "sub-01_task-rest")
+    if mask.get("template_mask"):
+        mask = {"template_mask": str(tmp_path / "own.nii")}
+        (tmp_path / "own.nii").touch()
+    write_config(tmp_path, {"study": derivatives(tmp_path / "data")}, parcellate=mask)
+    assert dry_run(tmp_path).get("template_mask", 0) == jobs
+
+
 def test_dry_run_of_two_cohorts_of_which_one_has_phenotypes(tmp_path):
     for cohort, count in (("one", 3), ("two", 2)):
         for number in range(count):

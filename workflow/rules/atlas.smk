@@ -1,6 +1,7 @@
 # Where snakemake was started: compute nodes often have no network.
 localrules:
     atlas_source,
+    template_mask,
 
 
 rule atlas_source:
@@ -37,3 +38,25 @@ rule atlas:
     shell:
         "python -m semantoks.atlas --settings {params.settings:q} --sources {params.sources:q}"
         " --output-folder {params.folder:q} > {log:q} 2>&1"
+
+
+rule template_mask:
+    # Says where the mask is, or why there is none: nobody has to have it.
+    output:
+        RESULTS / "atlas" / "template_mask.json",
+    log:
+        RESULTS / "logs" / "atlas" / "template_mask.log",
+    benchmark:
+        RESULTS / "benchmarks" / "atlas" / "template_mask.tsv"
+    conda:
+        "../../envs/atlas.yaml"
+    params:
+        space=settings.section("atlas")["space"],
+        folder=as_arguments(
+            "--folder", [settings.section("atlas")["folder"]] * bool(settings.section("atlas")["folder"])
+        ),
+        checksum=checksum_of(settings.section("atlas")["space"]),
+        fetched=RESULTS / "atlas" / "sources",
+    shell:
+        "python -m semantoks.template_mask --space {params.space:q} {params.folder} --fetched {params.fetched:q}"
+        " --output {output:q} > {log:q} 2>&1"

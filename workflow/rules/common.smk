@@ -30,6 +30,7 @@ from semantoks.qc_accept import check_accepted
 from semantoks.settings import RECORDING_KEYS, load_settings
 from semantoks.snakemake_environment import attempts as attempts_of_a_job
 from semantoks.snakemake_environment import bind_in_containers
+from semantoks.template_mask import checksum_of
 
 # Stages run as `python -m semantoks.<stage>`; nothing else on the path may leak into them.
 shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(REPOSITORY / 'workflow'))} PYTHONNOUSERSITE=1; ")
@@ -204,6 +205,14 @@ def denoising_strategy(wildcards):
     name = settings.section("parcellate")["denoising"]
     shipped = REPOSITORY / "resources" / "denoising" / f"{name}.yaml"
     return shipped if shipped.is_file() else name
+
+
+def template_mask(wildcards):
+    """The file that says where the template's brain mask is, or the user's own mask."""
+    mask = settings.section("parcellate")["template_mask"]
+    if mask is None or settings.cohort(wildcards.cohort).imports_timeseries:
+        return []
+    return RESULTS / "atlas" / "template_mask.json" if mask == "templateflow" else mask
 
 
 def parcellate_module(wildcards):

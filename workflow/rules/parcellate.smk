@@ -5,6 +5,7 @@ rule parcellate:
         fmriprep=fmriprep_statuses,
         atlas=rules.atlas.output,
         denoising=denoising_strategy,
+        template=template_mask,
     output:
         RESULTS / "{cohort}" / "timeseries" / "{batch}.parquet",
     log:

@@ -43,6 +43,24 @@ def fetch(source: Source, path: Path) -> str:
     return found
 
 
+def fetch_source(path: Path) -> Source:
+    """Download a file of the lock to ``path``, which has its name; what the lock says about it.
+
+    Raises
+    ------
+    UserError
+        As :func:`fetch`, and when the checksum is not known.
+    """
+    source = source_of(path.name)
+    if source.sha256 == UNRESOLVED:
+        raise UserError(
+            f"resources/atlases.lock: expected the checksum of {source.name}, found 'unresolved'; "
+            f"{_how_to_pin(source.name)}"
+        )
+    fetch(source, path)
+    return source
+
+
 def checked_source(path: Path) -> str:
     """SHA-256 of a source file, equal to the one in ``resources/atlases.lock``.
 
@@ -118,13 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pinned = pin(arguments.pin, names=arguments.files)
         print(f"checksums found: {', '.join(pinned) or 'none was missing'}")
         return
-    source = source_of(arguments.output.name)
-    if source.sha256 == UNRESOLVED:
-        raise UserError(
-            f"resources/atlases.lock: expected the checksum of {source.name}, found 'unresolved'; "
-            f"{_how_to_pin(source.name)}"
-        )
-    fetch(source, arguments.output)
+    source = fetch_source(arguments.output)
     print(f"{source.name}: from {source.url}; {source.licence}")
 
 

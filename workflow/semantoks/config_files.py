@@ -12,7 +12,6 @@ from semantoks.settings import Settings
 _KEYS = {
     "atlas": ("image", "labels", "transform"),
     "networks": ("image", "names", "file"),
-    "parcellate": ("template_mask",),
 }
 
 
@@ -55,6 +54,8 @@ def _named_files(settings: Settings) -> Iterator[tuple[str, str | None]]:
     for section, keys in _KEYS.items():
         for key in keys:
             yield f"key '{section}.{key}'", settings.section(section)[key]
+    mask = settings.section("parcellate")["template_mask"]
+    yield "key 'parcellate.template_mask'", None if mask == "templateflow" else mask
     if any(cohort.source["type"] == "bids" for cohort in settings.cohorts):
         yield "key 'fmriprep.bids_filter_file'", settings.section("fmriprep")["bids_filter_file"]
     for cohort in settings.cohorts:

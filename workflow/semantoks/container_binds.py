@@ -9,6 +9,7 @@ from typing import Any
 from semantoks.settings import Settings
 
 DATA_KEYS = {"path", "derivatives", "image", "labels", "folder", "names", "file", "denoising", "participants"}
+DATA_KEYS |= {"transform", "template_mask"}
 """Keys of the configuration and of cohorts whose texts may be paths."""
 
 

@@ -31,21 +31,45 @@ def read_label_image(path: Path | str) -> tuple[Labels, NDArray[np.float64]]:
     UserError
         When the file is missing, unreadable, not 3D, or holds values that are not whole numbers ≥ 0.
     """
+    values, affine = _read_volume(path, "label image")
+    labels = np.nan_to_num(values).astype(np.int32)
+    if (labels != values).any() or labels.min() < 0:
+        raise UserError(f"{path}: expected whole numbers from 0 as labels, found others; is it a probability map?")
+    return labels, affine
+
+
+def read_mask_image(path: Path | str) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Read a 3D mask, in which the inside need not be exactly 1 (TemplateFlow has one of 1.00000006).
+
+    Returns
+    -------
+    bool [x, y, z], above half; float64 [4, 4] affine from voxel indices to mm.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, unreadable, not 3D, or nothing is inside.
+    """
+    values, affine = _read_volume(path, "mask")
+    mask = values > 0.5
+    if not mask.any():
+        raise UserError(f"{path}: expected a mask, found no voxel in it")
+    return mask, affine
+
+
+def _read_volume(path: Path | str, what: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
     if not Path(path).is_file():
-        raise UserError(f"{path}: expected a NIfTI label image, found no file")
+        raise UserError(f"{path}: expected a NIfTI {what}, found no file")
     try:
         image: Any = nibabel.load(path)
         values = np.asarray(image.dataobj)
     except (ImageFileError, OSError, ValueError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: expected a NIfTI label image, found something unreadable ({error})") from None
+        raise UserError(f"{path}: expected a NIfTI {what}, found something unreadable ({error})") from None
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     if values.ndim != 3:
-        raise UserError(f"{path}: expected a 3D label image, found {values.ndim} dimensions {values.shape}")
-    labels = np.nan_to_num(values).astype(np.int32)
-    if (labels != values).any() or labels.min() < 0:
-        raise UserError(f"{path}: expected whole numbers from 0 as labels, found others; is it a probability map?")
-    return labels, np.asarray(image.affine, dtype=np.float64)
+        raise UserError(f"{path}: expected a 3D {what}, found {values.ndim} dimensions {values.shape}")
+    return values, np.asarray(image.affine, dtype=np.float64)
 
 
 def write_label_image(path: Path | str, labels: Labels, affine: NDArray[np.float64]) -> None:

@@ -24,7 +24,7 @@ from semantoks.denoise import Strategy, degrees_of_freedom, design, kept_volumes
 from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, read_json, read_table, read_text_table, write_table
 from semantoks.isolation import CrashError, run_isolated
-from semantoks.label_images import on_grid, read_label_image, share_inside
+from semantoks.label_images import on_grid, read_label_image, read_mask_image, share_inside
 from semantoks.parcel_means import (
     Bold,
     ParcelMeans,
@@ -63,6 +63,7 @@ class ParcellateSettings:
     minimum_coverage: float
     minimum_degrees_of_freedom: float
     template_mask: str | None = None
+    """Path of a mask; None does not compare."""
 
     @property
     def pass_band(self) -> PassBand:
@@ -226,8 +227,26 @@ def template_dice(mask: Masks, affine: NDArray[np.float64], template: str | None
     """Dice coefficient of a recording's brain mask and the template's, brought onto its grid; None without template."""
     if template is None:
         return None
-    expected = on_grid(*read_label_image(template), mask.shape, affine) > 0
+    expected = _template_on_grid(template, mask.shape, tuple(affine.ravel()))
     return float(2 * (mask & expected).sum() / (mask.sum() + expected.sum()))
+
+
+@functools.lru_cache(maxsize=4)
+def _template_on_grid(path: str, shape: tuple[int, ...], affine: tuple[float, ...]) -> Masks:
+    mask, own = read_mask_image(path)
+    return on_grid(mask.astype(np.int32), own, shape, np.array(affine).reshape(4, 4)) > 0
+
+
+def known_template(mask: str | None, atlas: Path) -> dict[str, Any]:
+    """Path of the mask that recordings are compared with, None without, and why there is none (note).
+
+    Parameters
+    ----------
+    mask : a path, or ``templateflow`` for the one that ``template_mask.json`` in the folder ``atlas`` tells of.
+    """
+    if mask == "templateflow":
+        return dict(read_json(atlas / "template_mask.json"))
+    return {"path": mask, "note": None}
 
 
 @functools.lru_cache(maxsize=4)
@@ -318,9 +337,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="recordings at a time")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    settings = ParcellateSettings(**arguments.settings)
+    template = known_template(arguments.settings.get("template_mask"), arguments.atlas)
+    settings = ParcellateSettings(**arguments.settings | {"template_mask": template["path"]})
     if settings.template_mask is not None:
-        read_label_image(settings.template_mask)  # concerns every recording: better known at once
+        read_mask_image(settings.template_mask)  # concerns every recording: better known at once
     strategy = load_strategy(settings.denoising)
     atlas = AtlasFiles.read(arguments.atlas)
     index = read_table(arguments.index, COLUMNS)
@@ -334,6 +354,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         [arguments.atlas / "labels.tsv", arguments.atlas / "atlas.nii.gz"],
         roi_names=atlas.roi_names,
         atlas=read_json(arguments.atlas / "atlas.json"),
+        template_mask=template,
         strategy={"name": strategy.name, "description": strategy.description, "citations": list(strategy.citations)},
     )
     write_table(arguments.output, table, metadata)

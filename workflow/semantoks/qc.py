@@ -284,6 +284,12 @@ def decide_batch(settings: QcSettings, timeseries: Path, output: Path) -> None:
     print(f"{kept} of {len(rows)} recordings kept")
 
 
+def mask_dice_note(timeseries: Sequence[Path]) -> str | None:
+    """Why brain masks were not compared with the template's; None where they were, or nobody asked for it."""
+    notes = [(read_metadata(path).get("template_mask") or {}).get("note") for path in timeseries]
+    return next(filter(None, notes), None)
+
+
 def summarise_cohort(
     decided: Sequence[Path], timeseries: Sequence[Path], atlas: Path, folder: Path, simulated: bool
 ) -> None:
@@ -306,8 +312,8 @@ def summarise_cohort(
             )
     exclusions = decisions[[*KEY, "site", "exclude_reason"]]
     write_text(folder / "exclusions.tsv", exclusions.to_csv(sep="\t", index=False, lineterminator="\n"))
-    summary = summarise(decisions)
-    write_json(folder / "summary.json", summary | {"simulated": simulated})
+    summary = summarise(decisions) | {"mask_dice_note": mask_dice_note(timeseries), "simulated": simulated}
+    write_json(folder / "summary.json", summary)
     parcels = parcel_summary(timeseries, decisions, len(networks))
     index = networks["index"].astype(int).to_numpy()
     qc_figures.draw_all(decisions, summary, parcels, networks, folder, simulated)

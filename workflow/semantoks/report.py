@@ -65,7 +65,7 @@ def page(settings: Mapping[str, Any], inputs: Inputs) -> str:
         quality_figures=[one for one in figures if one.kind.startswith("qc_")],
         training_figures=[one for one in figures if one.kind in ("training", "learned")],
         probe_figures=[one for one in figures if one.kind in (*PROBE_FIGURES, "")],
-        near_identical=content.near_identical(inputs),
+        near_identical=content.near_identical(inputs, settings["individuals"]),
         methods=methods(metadata, settings["cohorts"], inputs),
         origins=content.origins(metadata),
         costs=content.cost_rows(inputs.one("cost.tsv")),

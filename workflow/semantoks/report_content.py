@@ -52,6 +52,8 @@ KINDS = {
 """Kinds of figures, in the order of the page; each has its caption in a file of that name."""
 MOST_REASONS = 20
 """Reasons listed per cohort; the rest is counted together."""
+MOST_PAIRS = 20
+"""Near-identical pairs listed, the most similar; the rest is in the table of the results folder."""
 
 
 @dataclass(frozen=True)
@@ -186,13 +188,22 @@ def cohort_section(name: str, described: Mapping[str, Any], inputs: Inputs) -> d
     return section
 
 
-def near_identical(inputs: Inputs) -> dict[str, int] | None:
-    """Pairs of recordings that are near-identical by content: how many, and how many of them across cohorts."""
+def near_identical(inputs: Inputs, individuals: bool) -> dict[str, Any] | None:
+    """Pairs of recordings that are near-identical by content: how many, how many across cohorts, and the most similar.
+
+    Recordings are named only where single recordings may be shown (``individuals``).
+    """
     path = inputs.one("near_identical.tsv")
     if path is None:
         return None
     pairs = read_text_table(path)
-    return {"pairs": len(pairs), "across": int((pairs["cohort_a"] != pairs["cohort_b"]).sum())}
+    within = pairs["cohort_a"] == pairs["cohort_b"]
+    shown = pairs[["similarity", "cohort_a", "cohort_b"]].assign(
+        one_participant=within & (pairs["participant_id_a"] == pairs["participant_id_b"]),
+        recording_a=pairs["recording_id_a"] if individuals else None,
+        recording_b=pairs["recording_id_b"] if individuals else None,
+    )
+    return {"pairs": len(pairs), "across": int((~within).sum()), "shown": shown[:MOST_PAIRS].to_dict("records")}
 
 
 def splits_of(path: Path) -> dict[str, Any]:
