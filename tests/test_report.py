@@ -561,8 +561,8 @@ def test_pairs_are_named_only_where_single_recordings_may_be_shown(results: Path
         for individuals in (False, True)
     )
     assert "32 pairs of recordings, 1 of them across cohorts" in unnamed
-    assert "1.0000 study study yes 0.9950 study other no" in unnamed
+    assert "study study yes 1.0000 study other no 0.9950" in unnamed
     assert "The 20 most similar pairs are listed." in unnamed
     assert not any(name in unnamed for name in NAMES)
-    assert f"1.0000 sub-{NAMES[0]}_run-1 study sub-{NAMES[0]}_run-2 study yes" in named
+    assert f"sub-{NAMES[0]}_run-1 study sub-{NAMES[0]}_run-2 study yes 1.0000" in named
     assert "is named here, but for near-identical recordings; figures of" in named

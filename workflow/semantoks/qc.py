@@ -291,7 +291,12 @@ def mask_dice_note(timeseries: Sequence[Path]) -> str | None:
 
 
 def summarise_cohort(
-    decided: Sequence[Path], timeseries: Sequence[Path], atlas: Path, folder: Path, simulated: bool
+    settings: QcSettings,
+    decided: Sequence[Path],
+    timeseries: Sequence[Path],
+    atlas: Path,
+    folder: Path,
+    simulated: bool,
 ) -> None:
     """Write ``exclusions.tsv``, ``summary.json`` and the figures of one cohort.
 
@@ -316,7 +321,9 @@ def summarise_cohort(
     write_json(folder / "summary.json", summary)
     parcels = parcel_summary(timeseries, decisions, len(networks))
     index = networks["index"].astype(int).to_numpy()
-    qc_figures.draw_all(decisions, summary, parcels, networks, folder, simulated)
+    limits = {"mean_fd": settings.maximum_mean_fd, "minutes_kept": settings.minimum_minutes_kept}
+    limits |= {"mask_dice": settings.minimum_mask_dice}
+    qc_figures.draw_all(decisions, summary, parcels, networks, limits, folder, simulated)
     of_site = {site: (one.recordings, one.correlations()) for site, one in parcels.motion_of_site.items()}
     further = {
         "qcfc": qc_motion_figures.motion_and_connectivity(
@@ -339,10 +346,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output-folder", type=Path, help="folder of the summary")
     arguments = parser.parse_args(argv)
     simulated = arguments.settings.pop("simulated", False)
+    settings = QcSettings(**arguments.settings)
     if arguments.summary:
-        summarise_cohort(arguments.summary, arguments.timeseries, arguments.atlas, arguments.output_folder, simulated)
+        files = (arguments.summary, arguments.timeseries, arguments.atlas, arguments.output_folder)
+        summarise_cohort(settings, *files, simulated)
     else:
-        decide_batch(QcSettings(**arguments.settings), arguments.timeseries[0], arguments.output)
+        decide_batch(settings, arguments.timeseries[0], arguments.output)
 
 
 if __name__ == "__main__":

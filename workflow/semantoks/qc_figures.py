@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import matplotlib
 
@@ -52,13 +52,14 @@ def draw_all(
     summary: Mapping[str, Any],
     parcels: Parcels,
     networks: pd.DataFrame,
+    limits: Mapping[str, float | None],
     folder: Path,
     simulated: bool,
 ) -> None:
     """Draw ``flow.png``, ``recordings.png``, ``parcels.png`` and ``fc.png`` into ``folder``."""
     figures = {
         "flow": flow(summary),
-        "recordings": recordings(decisions),
+        "recordings": recordings(decisions, limits),
         "parcels": parcel_quality(parcels, networks),
         "fc": functional_connectivity(parcels.fc(), networks, parcels.recordings_in_fc),
     }
@@ -85,23 +86,29 @@ def flow(summary: Mapping[str, Any]) -> Figure:
     axes.set_xlim(0, 10)
     axes.set_ylim(-(len(steps) + 1) - 0.5, 0.5)
 
-    def box(x: float, y: float, text: str, colour: str) -> None:
+    def box(x: float, y: float, text: str, colour: str, align: Literal["center", "left"] = "center") -> None:
         style = {"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": colour, "linewidth": 1.4}
-        axes.text(x, y, text, ha="center", va="center", fontsize=10, bbox=style)
+        axes.text(x, y, text, ha=align, va="center", fontsize=10, bbox=style)
 
     arrow = {"arrowstyle": "-|>", "color": "0.35", "shrinkA": 0, "shrinkB": 0, "zorder": 0}
     end = -(len(steps) + 1)
     axes.annotate("", (3, end + 0.2), (3, -0.2), arrowprops=arrow)
     for number, (step, count) in enumerate(steps, 1):
-        axes.annotate("", (5.2, -number), (3, -number), arrowprops=arrow)
-        box(7.5, -number, f"{count} dropped: {STEP_TEXTS.get(step, step)}", DROPPED)
+        axes.annotate("", (5.45, -number), (3, -number), arrowprops=arrow)
+        box(5.55, -number, f"{count} dropped: {STEP_TEXTS.get(step, step)}", DROPPED, "left")
     box(3, 0, f"{summary['recordings']} recordings of {summary['participants']} participants", "0.35")
     box(3, end, f"{summary['recordings_kept']} recordings of {summary['participants_kept']} participants kept", KEPT)
     return figure
 
 
-def recordings(decisions: pd.DataFrame) -> Figure:
-    """Mean framewise displacement, minutes kept and (where known) the mask's Dice of every recording, per site."""
+def recordings(decisions: pd.DataFrame, limits: Mapping[str, float | None]) -> Figure:
+    """Mean framewise displacement, minutes kept and (where known) the mask's Dice of every recording, per site.
+
+    Parameters
+    ----------
+    decisions : the decision table.
+    limits : limit of a column, drawn as a line; None where there is none.
+    """
     site = decisions["site"].fillna("unknown")
     names = sorted(site.unique())
     panels = [("mean_fd", "mean framewise displacement (mm)"), ("minutes_kept", "minutes kept")]
@@ -110,18 +117,21 @@ def recordings(decisions: pd.DataFrame) -> Figure:
     figure: Figure = plt.figure(figsize=(5 * len(panels), max(2.6, 1.4 + 0.32 * len(names))), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
     for panel, (column, label) in zip(axes, panels, strict=True):
-        _points_per_site(panel, decisions.assign(site=site), names, column)
+        _points_per_site(panel, decisions.assign(site=site), names, column, limits[column])
         panel.set_xlabel(label)
         if decisions[column].isna().all():
             panel.set_xticks([])
             panel.text(0.5, 0.5, "not known for this cohort", ha="center", va="center", transform=panel.transAxes)
     axes[0].set_ylabel("site")
     handles = [plt.Line2D([], [], marker="o", linestyle="", color=c, markersize=5) for c in (KEPT, DROPPED)]
-    figure.legend(handles, ["kept", "dropped"], loc="outside upper right", ncols=2, frameon=False)
+    handles += [plt.Line2D([], [], color="black"), plt.Line2D([], [], color="0.4", linestyle="--", linewidth=1)]
+    figure.legend(
+        handles, ["kept", "dropped", "median", "limit"], loc="outside upper right", ncols=4, frameon=False, fontsize=9
+    )
     return figure
 
 
-def _points_per_site(axes: Axes, table: pd.DataFrame, names: list[str], column: str) -> None:
+def _points_per_site(axes: Axes, table: pd.DataFrame, names: list[str], column: str, limit: float | None) -> None:
     random = np.random.default_rng(0)
     for position, name in enumerate(names):
         rows = table[(table["site"] == name) & table[column].notna()]
@@ -132,13 +142,15 @@ def _points_per_site(axes: Axes, table: pd.DataFrame, names: list[str], column: 
             axes.plot([rows[column].median()] * 2, [position - 0.35, position + 0.35], color="black", linewidth=1.5)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    largest = table[column].max()
-    smallest = table[column].min()
-    if column == "mask_dice":  # all near 1
-        axes.set_xlim(min(0.8, smallest - 0.02), 1)
-    else:
-        axes.set_xlim(0, 1.05 * largest if largest > 0 else 1)
     axes.spines[["top", "right"]].set_visible(False)
+    if table[column].isna().all():
+        return
+    if limit is not None:
+        axes.axvline(limit, color="0.4", linewidth=1, linestyle="--")
+    if column == "mask_dice":  # all near 1
+        axes.set_xlim(min(0.8, table[column].min() - 0.02), 1.01)
+    else:
+        axes.set_xlim(0, 1.05 * max(table[column].max(), limit or 0) or 1)
 
 
 def parcel_quality(parcels: Parcels, networks: pd.DataFrame) -> Figure:

@@ -59,6 +59,7 @@ def motion_and_connectivity(
     left.axvline(0, color="0.3", linewidth=0.8)
     left.set_xlabel("correlation of connectivity and mean FD")
     left.set_ylabel("pairs of ROIs")
+    left.locator_params(axis="x", nbins=5)
     left.set_title(f"median |r| = {np.median(np.abs(r[known])):.3f}, {known.sum():,} pairs", fontsize=10)
     apart = None if distances is None else distances[pairs]
     if apart is None or not np.isfinite(apart[known]).any():
@@ -82,8 +83,9 @@ def _sites(
     strength = [np.nanmedian(np.abs(r)) if np.isfinite(r).any() else np.nan for _, r in of_site.values()]
     left.scatter(strength, height, s=22, color=KEPT, label="found", zorder=3)
     # the median of |r| between unrelated normal variables
-    left.scatter(norm.ppf(0.75) / np.sqrt(sizes - 1), height, s=60, marker="|", color="0.3", label="by chance")
-    left.set_xlim(0, None)
+    chance = norm.ppf(0.75) / np.sqrt(sizes - 1)
+    left.scatter(chance, height, s=60, marker="|", color="0.3", label="by chance")
+    left.set_xlim(0, 1.1 * np.nanmax([*strength, *chance]))
     left.set_xlabel("median |r| of connectivity and mean FD")
     left.legend(fontsize=8, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1), borderaxespad=0.2)
     right.axvline(0, color="0.3", linewidth=0.8)
@@ -94,8 +96,9 @@ def _sites(
         right.scatter([_spearman(apart, r) for _, r in of_site.values()], height, s=22, color=DROPPED, zorder=3)
         limit = 1.1 * max(0.1, *np.abs(right.get_xlim()))
         right.set_xlim(-limit, limit)
-    for axes, labels in ((left, [f"{name} ({n})" for name, n in zip(names, sizes, strict=True)]), (right, names)):
-        axes.set_yticks(height, labels, fontsize=8)
+    left.set_yticks(height, [f"{name} ({n})" for name, n in zip(names, sizes, strict=True)], fontsize=8)
+    right.set_yticks(height, [""] * len(names))
+    for axes in (left, right):
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
@@ -107,7 +110,8 @@ def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def _against_distance(axes: Axes, apart: NDArray[np.float64], r: NDArray[np.float64]) -> None:
-    axes.hexbin(apart, r, gridsize=45, cmap="Blues", mincnt=1, bins="log", linewidths=0)
+    counts = axes.hexbin(apart, r, gridsize=45, cmap="Blues", mincnt=1, bins="log", linewidths=0)
+    axes.figure.colorbar(counts, ax=axes, label="pairs of ROIs", shrink=0.85)
     edges = np.quantile(apart, np.linspace(0, 1, 16))
     bins = np.clip(np.searchsorted(edges, apart, side="right") - 1, 0, 14)
     present = [number for number in range(15) if (bins == number).any()]
@@ -116,7 +120,7 @@ def _against_distance(axes: Axes, apart: NDArray[np.float64], r: NDArray[np.floa
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set_xlabel("distance of the two ROIs (mm)")
     axes.set_ylabel("correlation of connectivity and mean FD")
-    axes.set_title(f"Spearman correlation with distance = {_spearman(apart, r):.3f}; red: medians", fontsize=9)
+    axes.set_title(f"Spearman with distance = {_spearman(apart, r):.3f}; red: medians", fontsize=10)
 
 
 def carpets(chosen: pd.DataFrame, series: Series, networks: pd.DataFrame) -> Figure:
@@ -149,6 +153,7 @@ def carpets(chosen: pd.DataFrame, series: Series, networks: pd.DataFrame) -> Fig
         state = "kept" if row["exclude_reason"] is None else "dropped"
         axes.set_title(f"{row['why']}: {motion}, {state}", fontsize=9)
         axes.set_xlabel("time (s)", fontsize=8)
+        axes.tick_params(axis="x", labelsize=8)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     figure.colorbar(image, ax=grid.tolist(), label="z-score of the cleaned signal", shrink=0.6)
