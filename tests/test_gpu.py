@@ -31,6 +31,15 @@ from small_models import small_objective, small_views
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.fixture(autouse=True)
+def reproducible():
+    """As in a training; nothing compiled for another test counts towards the variants that torch allows."""
+    compute_reproducibly(GPU)
+    torch.compiler.reset()
+
+
 FAST = TrainingSettings(epochs=4, batch=8, learning_rate=0.3)
 TINY = {"preset": "tiny", "views": {"crop": 60}, "optimiser": {"epochs": 6, "batch": 6}}
 
@@ -88,7 +97,6 @@ def test_a_step_does_not_wait_for_the_device(tmp_path, place, further):
     tokenizer = further.get("model", {}).get("tokenizer", "semantic")
     corpus = load_corpus([write_shard(tmp_path / "a.parquet", 12, 75)], tokenizer=tokenizer).to(place)
     settings = resolve_settings(TINY | further)
-    compute_reproducibly(GPU)
     objective = make_objective(settings, corpus, 0).to(GPU)
     optimiser = make_optimiser(objective.trained())
     sampler = Sampler(corpus.table, 6, 0, settings.masks.probability)

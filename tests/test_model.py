@@ -164,8 +164,17 @@ def test_blocks_share_what_is_compiled(monkeypatch):
         for each in (encoder, twin):
             each.compile_parts()
             torch.testing.assert_close(each(views.bold, views.mask), expected)
+        twin = copy.deepcopy(encoder)
+        for parameter in encoder.parameters():
+            parameter.data.zero_()
+        torch.testing.assert_close(twin(views.bold, views.mask), expected)  # a copy has its own weights
         counts.append(counters["stats"]["unique_graphs"])
     assert counts == [3, 3]  # tokenizer, sequence, block
+
+
+def test_compiler_options_exist():
+    """An option that torch does not know is an error, and only where something is compiled."""
+    assert hasattr(torch._inductor.config, "unroll_reductions_threshold")
 
 
 def test_positions():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +105,8 @@ def train(
                 )
             # several processes agree, which waits for the device, only where logging waits anyway
             save, stop = signals.told(device) if logged or world_size() == 1 else (False, False)
-            if checkpoints.due or save:
+            # a step that was not logged may have gone wrong unseen
+            if save or (checkpoints.due and logged):
                 checkpoints.save(step + 1, objective, optimiser, n_low=monitor.n_low)
             if stop:
                 raise Preempted(f"stopped after step {step} of {n_steps}; start again to go on from there")
@@ -151,9 +154,21 @@ def note_small_corpus(sampler: Sampler, settings: PretrainSettings) -> None:
 
 def compile_encoders(objective: Objective, settings: PretrainSettings, device: torch.device) -> None:
     """Compile the encoders in place; names of parameters stay."""
-    if settings.run.compile == "on" or (settings.run.compile == "auto" and device.type == "cuda"):
+    if settings.run.compile == "on" or (settings.run.compile == "auto" and compiles(device)):
+        # gradients or not, all tokens or CLS alone, micro-batches of two sizes: more variants than torch allows unasked
+        torch._dynamo.config.recompile_limit = 32
         for encoder in objective.encoders():
             encoder.compile_parts()
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether compiling pays and can be done: on a GPU, where there is the C compiler that Triton needs."""
+    if device.type != "cuda":
+        return False
+    found = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    if not found and process_rank() == 0:
+        print("note: no C compiler (cc, gcc, clang) was found, so encoders are not compiled: slower", file=sys.stderr)
+    return found
 
 
 def corpus_place(shards: Sequence[Path], settings: PretrainSettings, device: torch.device, min_frames: int) -> Place:

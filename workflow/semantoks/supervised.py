@@ -36,7 +36,7 @@ from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, write_table
 from semantoks.model.encoder_folder import load_encoder
 from semantoks.training.corpus import Corpus, load_corpus
-from semantoks.training.device import choose_device
+from semantoks.training.device import choose_device, compute_reproducibly
 from semantoks.training.encoder_corpus import load_matching_corpus
 
 FULL, LORA, BNT, WINDOWS = "finetuned", "lora", "bnt", "windows"
@@ -155,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     study, given = Study.read(arguments.settings), arguments.settings["supervised"]
     device = choose_device(given["device"])
+    compute_reproducibly(device)
     participants = split_participants(arguments.splits)
     probe = read_metadata(arguments.splits)["settings"]["probe"]
     every = trained_by_steps(read_tasks(arguments.splits, study, participants), probe)

@@ -153,11 +153,15 @@ class Encoder(nn.Module):
         self.network_embedding = nn.Parameter(0.02 * torch.randn(self.n_networks, width))
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(width, eps=1e-5)
+        self._sequence_of = Encoder._sequence
 
     def compile_parts(self) -> None:
-        """``torch.compile`` tokenizer and blocks in place; blocks of all encoders share what is compiled for one."""
+        """``torch.compile`` tokenizer and blocks in place.
+
+        All blocks of all encoders share what is compiled for one, once with and once without gradients.
+        """
         self.tokenizer.compile_parts()
-        self._sequence = torch.compile(self._sequence, dynamic=False)  # type: ignore[method-assign]
+        self._sequence_of = torch.compile(Encoder._sequence, dynamic=False)
         for block in self.blocks:
             block.compile(dynamic=False)
 
@@ -178,7 +182,7 @@ class Encoder(nn.Module):
 
     def encode_tokens(self, tokens: Tensor, mask: Tensor | None = None, only_cls: bool = False) -> Tensor:
         """The transformer alone, on tokens [B, N, P, D] of the tokenizer."""
-        tokens = self._sequence(tokens, mask)
+        tokens = self._sequence_of(self, tokens, mask)
         last = len(self.blocks) - 1
         for depth, block in enumerate(self.blocks):
             tokens = block(tokens, 1 if only_cls and depth == last else None)

@@ -61,6 +61,8 @@ class SemanticTokenizer(nn.Module):
         self.norm_weight = nn.Parameter(torch.ones(n_networks, width))
         self.norm_bias = nn.Parameter(torch.zeros(n_networks, width))
         self._initialise(sizes, channels)
+        # a function of the class: a bound one would go on reading the weights of this object in a copy of it
+        self._tokens_of = SemanticTokenizer._tokens
 
         self.register_buffer("kernel_norm", torch.ones(n_networks, max(channels)))
         self._freeze_kernel_norm()
@@ -146,13 +148,14 @@ class SemanticTokenizer(nn.Module):
         rows = patches.permute(1, 3, 0, 2).index_select(0, self.roi_order).flatten(2)
         if torch.is_autocast_enabled(rows.device.type):  # once, instead of in every product
             rows = rows.to(torch.get_autocast_dtype(rows.device.type))
-        return self._tokens(rows, n_scans)
+        tokens: Tensor = self._tokens_of(self, rows, n_scans)
+        return tokens
 
     def compile_parts(self) -> None:
         """``torch.compile`` all but the order of the samples, which compiled code would look up again and again."""
         # a mean over a patch that is written out as a sum takes a quarter of the time of a reduction
         options: dict[str, Any] = {"unroll_reductions_threshold": self.patch + 1}
-        self._tokens = torch.compile(self._tokens, dynamic=False, options=options)  # type: ignore[method-assign]
+        self._tokens_of = torch.compile(SemanticTokenizer._tokens, dynamic=False, options=options)
 
     def _tokens(self, rows: Tensor, n_scans: int) -> Tensor:
         """Tokens [B, N, P, D] of ROIs in network order, [ROI, patch, B·P]."""

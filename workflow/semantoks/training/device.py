@@ -21,6 +21,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device: expected auto, cpu or cuda, found {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: expected auto, cpu or cuda, found {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device: expected a GPU, found none that torch can use; set it to auto or cpu")
     return device
