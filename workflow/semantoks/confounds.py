@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semantoks.errors import UserError
-from semantoks.files import read_json, read_text_table
+from semantoks.files import read_json, read_number_table
 
 MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 HEAD_RADIUS = 50.0
@@ -52,9 +52,7 @@ def read_confounds(path: Path | str) -> pd.DataFrame:
     UserError
         When the file is missing or is no table.
     """
-    table = read_text_table(path).rename(columns=_today_name)
-    numbers = {name: pd.to_numeric(table[name], errors="coerce").astype(np.float64) for name in table}
-    return pd.DataFrame({name: column for name, column in numbers.items() if column.isna().equals(table[name].isna())})
+    return read_number_table(path).rename(columns=_today_name)
 
 
 def read_confounds_sidecar(path: Path | str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -225,13 +226,21 @@ def read_text_table(path: Path | str) -> pd.DataFrame:
 
     Ids keep their leading zeros because nothing is converted here.
     """
-    path = Path(path)
+    return _read_delimited(Path(path), dtype=str)
+
+
+def read_number_table(path: Path | str) -> pd.DataFrame:
+    """Read the columns of a TSV or CSV table that hold nothing but numbers, as float64; ``n/a`` and empty is NaN."""
+    return _read_delimited(Path(path), dtype=None).select_dtypes("number").astype(np.float64)
+
+
+def _read_delimited(path: Path, dtype: type | None) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: expected a table (TSV or CSV), found no file")
     separator = "," if ".csv" in path.suffixes else "\t"
     try:
         table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, na_values=["n/a", ""], encoding="utf-8-sig"
+            path, sep=separator, dtype=dtype, keep_default_na=False, na_values=["n/a", ""], encoding="utf-8-sig"
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected a {'CSV' if separator == ',' else 'TSV'} table, found {error}") from None

@@ -32,8 +32,8 @@ def read_label_image(path: Path | str) -> tuple[Labels, NDArray[np.float64]]:
         When the file is missing, unreadable, not 3D, or holds values that are not whole numbers ≥ 0.
     """
     values, affine = _read_volume(path, "label image")
-    labels = np.nan_to_num(values).astype(np.int32)
-    if (labels != values).any() or labels.min() < 0:
+    labels = (values if values.dtype.kind in "iu" else np.nan_to_num(values)).astype(np.int32)
+    if labels.min() < 0 or (labels != values).any():
         raise UserError(f"{path}: expected whole numbers from 0 as labels, found others; is it a probability map?")
     return labels, affine
 

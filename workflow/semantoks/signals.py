@@ -7,6 +7,7 @@ censored volumes, detrend, band-pass signals and confounds alike, regress, resam
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -112,17 +113,24 @@ def band_pass(signals: Numbers, tr: float, low: float | None, high: float | None
         raise ValueError(f"the band-pass ends at {high:g} Hz, at or above the Nyquist frequency {nyquist:.4g} Hz")
     if low is not None and not 0 < low < (nyquist if high is None else high):
         raise ValueError(f"the band-pass {low:g} to {high or nyquist:g} Hz is empty")
+    sections = _butterworth(order, low, high, tr)
+    # scipy pads 3 × (taps) samples; a recording shorter than that is padded as far as it goes
+    padding = 3 * (2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum()))
+    padding = min(int(padding), signals.shape[1] - 1)
+    result: Floats = signal.sosfiltfilt(sections, signals, axis=1, padtype="odd", padlen=padding)
+    return result
+
+
+@functools.lru_cache(maxsize=16)
+def _butterworth(order: int, low: float | None, high: float | None, tr: float) -> Floats:
+    """Second-order sections of the filter, the same for all recordings of one repetition time."""
     if low is None:
         sections = signal.butter(order, high, "lowpass", fs=1 / tr, output="sos")
     elif high is None:
         sections = signal.butter(order, low, "highpass", fs=1 / tr, output="sos")
     else:
         sections = signal.butter(order, (low, high), "bandpass", fs=1 / tr, output="sos")
-    # scipy pads 3 × (taps) samples; a recording shorter than that is padded as far as it goes
-    padding = 3 * (2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum()))
-    padding = min(int(padding), signals.shape[1] - 1)
-    result: Floats = signal.sosfiltfilt(sections, signals, axis=1, padtype="odd", padlen=padding)
-    return result
+    return np.asarray(sections, dtype=np.float64)
 
 
 def regress(signals: Numbers, confounds: Numbers, kept: Numbers | None = None) -> Floats:
