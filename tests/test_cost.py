@@ -108,6 +108,17 @@ def test_a_plan_counts_the_configured_recordings(configured, capsys):
     assert "no quota is configured for gpu_hours, disk_gb, files" in printed
 
 
+def test_a_plan_without_a_quota_claims_nothing_about_one(configured, capsys):
+    config = yaml.safe_load((configured / "config.yaml").read_text())
+    (configured / "config.yaml").write_text(yaml.safe_dump(config | {"quota": {}}))
+    with pytest.raises(SystemExit) as exit_:
+        plan(["--configfile", "config.yaml"])
+    assert exit_.value.code == 0
+    printed = capsys.readouterr().out
+    assert "no quota is configured for core_hours, gpu_hours, disk_gb, files" in printed
+    assert "within the quota" not in printed
+
+
 def test_a_plan_beyond_the_quota_says_so_and_fails(configured, capsys):
     with pytest.raises(SystemExit) as exit_:
         plan(["--configfile", "config.yaml", "--recordings", "1000"])
