@@ -80,6 +80,20 @@ def test_a_read_only_results_folder_is_one_message(small_disk):
     assert cohort.is_file()
 
 
+def test_finished_results_that_are_read_only_can_be_looked_at_and_not_added_to(small_disk):
+    remount = ["mount", small_disk / "results", "-o"]
+    subprocess.run([*remount, "remount,ro"], check=True)
+    assert planned(small_disk) == {}
+    subprocess.run([*remount, "remount,rw"], check=True)
+    (small_disk / SHARD).unlink()
+    subprocess.run([*remount, "remount,ro"], check=True)
+    result = run(small_disk, "--cores", "1")
+    assert result.returncode != 0
+    assert "warning: results: this folder cannot be written (a read-only disk, or permissions)" in result.stderr
+    assert "Write-protected output files" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 CLOCK_AHEAD = """\
 #!/bin/sh
 # what a node does whose clock is an hour ahead

@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -42,6 +43,12 @@ try:
     FMRIPREP_RUNNING = RESULTS / "fmriprep_running.json"
     if workflow.is_main_process:
         check_files(settings)
+        if RESULTS.is_dir() and not os.access(RESULTS, os.W_OK):
+            # Snakemake would only say that outputs are write-protected. Finished results may be looked at.
+            print(
+                f"warning: {RESULTS}: this folder cannot be written (a read-only disk, or permissions); choose another one (`results_dir`)",
+                file=sys.stderr,
+            )
         for cohort in settings.cohorts:
             check_accepted(RESULTS / cohort.name / "qc" / "accepted.json", settings.values["maximum_excluded_share"])
         # A file that is never newer: a moved licence or scratch folder must not preprocess a cohort again.
