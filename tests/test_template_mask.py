@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import urllib.error
 import urllib.request
@@ -66,7 +67,8 @@ def test_where_there_is_none_the_reason_is_written_down(
     tmp_path: Path, space: str, note: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "atlas" / "template_mask.json"
-    template_mask.main(["--space", space, "--fetched", str(tmp_path / "sources"), "--output", str(output)])
+    settings = json.dumps({"space": space, "folder": None})
+    template_mask.main(["--settings", settings, "--fetched", str(tmp_path / "sources"), "--output", str(output)])
     template = parcellate.known_template("templateflow", output.parent)
     assert template == read_json(output)
     assert template["path"] is None

@@ -51,12 +51,10 @@ rule template_mask:
     conda:
         "../../envs/atlas.yaml"
     params:
-        space=settings.section("atlas")["space"],
-        folder=as_arguments(
-            "--folder", [settings.section("atlas")["folder"]] * bool(settings.section("atlas")["folder"])
-        ),
+        # A function, because braces in a path are no wildcards.
+        settings=lambda wildcards: json.dumps({key: settings.section("atlas")[key] for key in ("space", "folder")}),
         checksum=checksum_of(settings.section("atlas")["space"]),
         fetched=RESULTS / "atlas" / "sources",
     shell:
-        "python -m semantoks.template_mask --space {params.space:q} {params.folder} --fetched {params.fetched:q}"
+        "python -m semantoks.template_mask --settings {params.settings:q} --fetched {params.fetched:q}"
         " --output {output:q} > {log:q} 2>&1"

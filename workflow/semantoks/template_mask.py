@@ -6,6 +6,7 @@ It lies in the folder of the atlas's sources, or is fetched. Without it nothing 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,12 +53,14 @@ def checksum_of(space: str) -> str | None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the step before the stage ``parcellate``."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.template_mask", description=__doc__)
-    parser.add_argument("--space", required=True, help="the template, as in BIDS")
-    parser.add_argument("--folder", type=Path, help="folder that may hold the mask")
+    parser.add_argument(
+        "--settings", type=json.loads, required=True, help="space and folder of section `atlas`, as JSON"
+    )
     parser.add_argument("--fetched", type=Path, required=True, help="folder for a mask that has to be fetched")
     parser.add_argument("--output", type=Path, required=True, help="where the mask is (JSON)")
     arguments = parser.parse_args(argv)
-    found = find_mask(arguments.space, arguments.folder, arguments.fetched)
+    folder = arguments.settings["folder"]
+    found = find_mask(arguments.settings["space"], None if folder is None else Path(folder), arguments.fetched)
     write_json(arguments.output, found)
     print(found["path"] or f"no recording is compared with the template: {found['note']}")
 
