@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
-from small_study import copy_repository, copy_study, planned, run
+from small_study import command, copy_repository, copy_study, environment, planned, run
 
 pytestmark = pytest.mark.slow
 
@@ -202,6 +204,32 @@ def test_a_new_participant_is_processed_and_the_others_are_not(study, repository
             assert planned(study, repository) == ONE_BATCH
     finally:
         shutil.rmtree(new)
+
+
+FAILS_TO_PARCELLATE = """\
+#!/bin/sh
+case "$*" in *semantoks.parcellate*) echo "killed"; exit 137 ;; esac
+exec {python} "$@"
+"""
+
+
+def test_what_failed_after_its_input_was_made_anew_is_still_due(study, repository, tmp_path):
+    """Snakemake has deleted the outputs of the failed job, and nothing misses them but what follows."""
+    copy = copy_study(study, tmp_path / "study")
+    confounds = sorted((copy / "data/demo/derivatives/fmriprep").rglob("*desc-confounds_timeseries.tsv"))[0]
+    confounds.write_text(confounds.read_text() + "\n")
+    (tmp_path / "python").write_text(FAILS_TO_PARCELLATE.format(python=sys.executable))
+    (tmp_path / "python").chmod(0o755)
+    variables = environment(copy)
+    variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
+    failed = subprocess.run(
+        command(copy, "--cores", "2"), cwd=repository, env=variables, capture_output=True, text=True
+    )
+    assert failed.returncode == 1
+    assert "Error in rule parcellate" in failed.stdout + failed.stderr
+    assert not (copy / "results/demo/timeseries/part-0001.parquet").exists()
+    done = ("index", "index_of_cohort")
+    assert planned(copy, repository) == {rule: jobs for rule, jobs in ONE_BATCH.items() if rule not in done}
 
 
 def test_a_touched_recording_is_a_changed_one(study, repository):
