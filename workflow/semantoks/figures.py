@@ -43,8 +43,8 @@ def forest(scores: pd.DataFrame, simulated: bool = False) -> Figure:
     controls = primary[primary["negative_control"]]
     tasks = sorted(set(primary["phenotype"]) - set(controls["phenotype"]))
     panels = len(tasks) + bool(len(controls))
-    across = min(PANELS_ACROSS, panels)
-    down = -(-panels // across)
+    down = -(-panels // PANELS_ACROSS)
+    across = -(-panels // down)  # five panels are three and two, not four and one
     longest = max(map(len, rows))
     width = 2.6 * across + 0.075 * longest + 0.3
     figure, axes = new_figure(width, (0.24 * len(rows) + 1.0) * down + 0.6, down, across, simulated, sharey=True)
