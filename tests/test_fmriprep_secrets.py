@@ -114,7 +114,7 @@ def test_own_commands_see_tokens_and_fmriprep_does_not(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fetching data may need them."""
-    for name in ("GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "service_password"):
+    for name in ("GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "service_password", "XNAT_PASS", "MYSQL_PWD"):
         monkeypatch.setenv(name, SECRET)
     monkeypatch.setenv("FS_HOME", "not hidden")
     seen = tmp_path / "seen"

@@ -24,7 +24,7 @@ from semantoks.code_version import code_version
 from semantoks.config_files import check_files
 from semantoks.container_binds import container_binds
 from semantoks.errors import UserError, disk_error
-from semantoks.files import write_json
+from semantoks.files import write_json_if_changed
 from semantoks.fmriprep_finished import finished_before, update_finished
 from semantoks.launch import training_resources
 from semantoks.qc_accept import check_accepted
@@ -53,7 +53,7 @@ try:
             check_accepted(RESULTS / cohort.name / "qc" / "accepted.json", settings.values["maximum_excluded_share"])
         # A file that is never newer: a moved licence or scratch folder must not preprocess a cohort again.
         if any(cohort.source["type"] == "bids" for cohort in settings.cohorts):
-            write_json(FMRIPREP_RUNNING, settings.fmriprep_running)
+            write_json_if_changed(FMRIPREP_RUNNING, settings.fmriprep_running)
         for cohort in settings.cohorts:
             folder = RESULTS / cohort.name / "batches"
             update_batches(

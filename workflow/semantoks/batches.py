@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from semantoks.errors import UserError
-from semantoks.files import read_text_table, write_text
+from semantoks.files import read_text_table, write_text_if_changed
 from semantoks.recordings import COLUMNS, fingerprints, list_recordings
 
 
@@ -24,13 +24,13 @@ def update_batches(cohort: Mapping[str, Any], folder: Path, batch_size: int) -> 
     """List a cohort's recordings and bring the manifest and the batches in ``folder`` up to date."""
     listing = list_recordings(cohort)
     manifest = assign(listing["recording_id"].tolist(), read_manifest(folder), batch_size)
-    _write_if_changed(folder / "manifest.tsv", manifest.to_csv(sep="\t", index=False))
+    write_text_if_changed(folder / "manifest.tsv", manifest.to_csv(sep="\t", index=False))
     listing = with_participants(listing.merge(manifest, on="recording_id"), cohort)
     listing["fingerprint"] = fingerprints(listing["paths"])
     listing["paths"] = listing["paths"].map(json.dumps)
     for batch, rows in listing.groupby("batch"):
         text = rows.drop(columns="batch").sort_values("recording_id").to_csv(sep="\t", index=False)
-        _write_if_changed(folder / f"{batch}.tsv", text)
+        write_text_if_changed(folder / f"{batch}.tsv", text)
     for emptied in set(current_batches(folder)) - set(listing["batch"]):
         (folder / f"{emptied}.tsv").unlink()
 
@@ -131,8 +131,3 @@ def with_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.Da
     if columns["mean_fd"]:
         listing["mean_fd"] = pd.to_numeric(table[columns["mean_fd"]], errors="coerce").to_numpy()
     return listing
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)

@@ -216,9 +216,24 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_text_if_changed(path: Path | str, text: str) -> None:
+    """Write a text file unless it says so already: its time stays, and a read-only folder is no error."""
+    if not Path(path).is_file() or Path(path).read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write JSON with sorted keys, so that the same value gives the same bytes."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_text(path, _json_text(value))
+
+
+def write_json_if_changed(path: Path | str, value: Any) -> None:
+    """As :func:`write_json`, unless the file says so already."""
+    write_text_if_changed(path, _json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
 def read_text_table(path: Path | str) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from semantoks.errors import UserError
-from semantoks.files import read_json, write_json
+from semantoks.files import read_json, write_json_if_changed
 
 NAME = "finished.json"
 
@@ -47,7 +47,7 @@ def update_finished(
     with ThreadPoolExecutor(16) as pool:
         answers = list(tqdm(pool.map(finished, waiting), total=len(waiting), desc="fMRIPrep outputs", disable=None))
     listed |= {name for name, answer in zip(waiting, answers, strict=True) if answer}
-    write_json(folder / NAME, {"asked": asked, "finished": sorted(listed)})
+    write_json_if_changed(folder / NAME, {"asked": asked, "finished": sorted(listed)})
 
 
 def finished_before(folder: Path, asked: Mapping[str, Any] | None = None) -> list[str]:

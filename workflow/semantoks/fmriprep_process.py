@@ -20,7 +20,7 @@ _KILLED = {code for number in _SIGNALS for code in (-number, 128 + number, 256 -
 _OUT_OF_MEMORY = re.compile(r"MemoryError|Cannot allocate memory|BrokenProcessPool|oom[-_ ]?kill|Out of memory", re.I)
 _ERROR_LINE = re.compile(r"error\b|exception|no space left|unable to find|not found|denied|is required", re.I)
 _LAST_LINES = 200
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(API|ACCESS|AUTH|PRIVATE)_?KEY", re.I)
+_SECRET = re.compile(r"TOKEN|SECRET|PASS(W|PHRASE|$|_)|\w_PWD$|_PAT$|CREDENTIAL|(API|ACCESS|AUTH|PRIVATE)_?KEY", re.I)
 GRACE = 10.0
 """Seconds between the request to stop and the end by force; schedulers wait half a minute before they kill."""
 

@@ -148,7 +148,7 @@ def _points_per_site(axes: Axes, table: pd.DataFrame, names: list[str], column: 
     if limit is not None:
         axes.axvline(limit, color="0.4", linewidth=1, linestyle="--")
     if column == "mask_dice":  # all near 1
-        axes.set_xlim(min(0.8, table[column].min() - 0.02), 1.01)
+        axes.set_xlim(min(0.8, table[column].min() - 0.02, (limit or 1) - 0.02), 1.01)
     else:
         axes.set_xlim(0, 1.05 * max(table[column].max(), limit or 0) or 1)
 
