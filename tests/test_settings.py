@@ -55,6 +55,10 @@ MISTAKES = {
         {"pretrain": {"encoders": {"small": {"cohorts": ["other"]}}}},
         r"expected some of \['study'\], found \['other'\]",
     ),
+    "nothing but a learning curve": (
+        {"probe": {"protocols": ["learning-curve"]}},
+        r"key 'probe.protocols': expected random or leave-site-out, too, found learning-curve alone",
+    ),
     "no such cohort": ({"cohorts": ["abide1_cc20"]}, r"found none at .*abide1_cc20.yaml; did you mean 'abide1_cc200"),
     "variable not set": (
         {"atlas": {"name": "own", "image": "${SEMANTOKS_NO_SUCH}/a.nii.gz"}},

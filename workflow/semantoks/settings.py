@@ -198,6 +198,11 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> Settings:
     for cohort in cohorts:
         _check_features(cohort, values)
         _check_fitted_on(cohort, cohorts)
+    if set(values["probe"]["protocols"]) == {"learning-curve"}:
+        raise UserError(
+            f"{where}: key 'probe.protocols': expected random or leave-site-out, too, found learning-curve alone; the "
+            "table of results has no other rows"
+        )
     settings = Settings(values, tuple(cohorts))
     _check_inductive(settings, where)
     strangers = sorted(set(values["supervised"]["encoders"]) - set(settings.encoders))
