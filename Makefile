@@ -53,7 +53,7 @@ docs: $(VENV)/installed  ## Refresh the tables of keys in config/README.md
 
 bench: $(VENV)/installed  ## Measure speed on this machine (RECORDINGS: size of the cohort that is indexed)
 	$(RUN) python benchmarks/index.py --recordings $(RECORDINGS)
-	$(RUN) python benchmarks/parcellate.py
+	$(RUN) OMP_NUM_THREADS=1 python benchmarks/parcellate.py
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/shards.py
 	$(RUN) python benchmarks/pretrain.py
 	$(RUN) python benchmarks/probe.py
