@@ -107,6 +107,7 @@ def test_a_step_does_not_wait_for_the_device(tmp_path, place, further):
             forward_backward(objective, views, {"ttr": 0.5}, settings.optimiser, torch.bfloat16)
             optimiser_step(optimiser, 1e-3, 0.05, 1.0)
             objective.after_step(0.99)
+        assert number == 19  # a step that waited would have raised
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
