@@ -14,6 +14,7 @@ DEFAULTS: dict[str, Any] = {
     "space": synthetic.SPACE,
     "folder": None,
     "resolution": 2,
+    "transform": None,
     "image": None,
     "labels": None,
     "drop_labels": [],

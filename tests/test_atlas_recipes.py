@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 import synthetic_images as synthetic
 from atlas_cases import make
 from nilearn.image import resample_to_img
-from semantoks import atlas, atlas_recipes
+from semantoks import atlas, atlas_recipes, atlas_sources
 from semantoks.atlas_recipes import BUCKNER, BUCKNER_TO_2009C, Recipe, recipe_of
 from semantoks.errors import UserError
 from semantoks.files import read_json, read_text_table
@@ -87,7 +90,7 @@ def test_missing_or_changed_sources_and_unknown_spaces_are_errors(tmp_path: Path
     with pytest.raises(UserError, match=r"found no file; get .*yetianmed"):
         merged(tmp_path, tmp_path / "empty")
     (tmp_path / "empty" / name).write_bytes((sources / name).read_bytes() + b"x")
-    with pytest.raises(UserError, match="expected SHA-256 a6568b75"):
+    with pytest.raises(UserError, match="expected sha256:a6568b75"):
         merged(tmp_path, tmp_path / "empty")
     with pytest.raises(UserError, match=r"key 'atlas.space': expected MNI152NLin6Asym or MNI152NLin2009cAsym"):
         merged(tmp_path, sources, "Talairach")
@@ -312,6 +315,27 @@ def test_a_composite_transform_as_templateflow_has_it_moves_the_cerebellum(tmp_p
     found = np.maximum(labels[tuple(voxels.T)] - 450, 0)
     assert (expected > 0).sum() > 10_000
     assert (found != expected).sum() < 0.005 * (expected > 0).sum(), "but for roundings at borders"
+
+
+def test_templateflows_own_transform_lies_beside_the_other_sources(
+    tmp_path: Path, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "sources"
+    shutil.copytree(sources, folder)
+    composite = Path(itk_composite(folder / BUCKNER_TO_2009C))
+    settings = {"name": "schaefer400-tian3-buckner7", "folder": str(folder), "transform": "templateflow"}
+    with pytest.raises(UserError, match=r"_xfm.h5: expected md5:\w{32}, found md5:\w{32}; it is another copy"):
+        make(tmp_path, **settings, space="MNI152NLin2009cAsym")
+    known = f"md5:{hashlib.md5(composite.read_bytes()).hexdigest()}"
+    source = replace(atlas_recipes.source_of(BUCKNER_TO_2009C), checksum=known)
+    whole = atlas_sources.source_of
+    monkeypatch.setattr(atlas_sources, "source_of", lambda name: source if name == source.name else whole(name))
+    warped = read_json(make(tmp_path / "a", **settings, space="MNI152NLin2009cAsym") / "atlas.json")
+    assert warped["note"].endswith(f"by {BUCKNER_TO_2009C}, nearest neighbour")
+    assert BUCKNER_TO_2009C in warped["sources"]
+    composite.unlink()
+    at_home = read_json(make(tmp_path / "b", **settings, space="MNI152NLin6Asym") / "atlas.json")
+    assert at_home["note"] is None, "needs no transform"
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "found no file; it is TemplateFlow's"), ("x", "an ITK file")])

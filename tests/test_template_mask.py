@@ -59,7 +59,7 @@ def test_else_it_is_fetched(original: Path, tmp_path: Path, monkeypatch: pytest.
     ("space", "note"),
     [
         (NLIN2009C, "found no answer .*no route to host"),
-        (NLIN6, "expected the checksum of .*brain_mask.nii.gz, found 'unresolved'; where there is a network run"),
+        (NLIN6, "tpl-MNI152NLin6Asym_res-02_desc-brain_mask.nii.gz, found no answer"),
         ("MNIPediatricAsym", "no brain mask of the template MNIPediatricAsym is known; give one as 'parcellate.temp"),
     ],
 )
@@ -80,9 +80,8 @@ def test_where_there_is_none_the_reason_is_written_down(
 def test_another_copy_is_not_the_template(tmp_path: Path) -> None:
     name = template_mask.mask_name(NLIN2009C)
     nibabel.save(nibabel.Nifti1Image(np.ones((3, 3, 3), dtype=np.uint8), np.eye(4)), tmp_path / name)
-    found = template_mask.find_mask(NLIN2009C, tmp_path, tmp_path / "sources")
-    assert found["path"] is None
-    assert "it is another copy" in str(found["note"])
+    with pytest.raises(UserError, match=r"found sha256:\w+; .* give it as 'parcellate.template_mask'"):
+        template_mask.find_mask(NLIN2009C, tmp_path, tmp_path / "sources")
 
 
 def test_a_mask_need_not_be_exactly_one_inside(original: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ rule atlas_source:
     conda:
         "../../envs/atlas.yaml"
     params:
-        checksum=lambda wildcards: source_of(wildcards.file).sha256,
+        checksum=lambda wildcards: source_of(wildcards.file).checksum,
     shell:
         "python -m semantoks.atlas_sources --output {output:q} > {log:q} 2>&1"
 

@@ -11,7 +11,7 @@ RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 REPOSITORY = RULES.parents[1]
 sys.path.insert(0, str(REPOSITORY / "workflow"))
 
-from semantoks.atlas_recipes import needed_files, source_of
+from semantoks.atlas_recipes import TEMPLATEFLOW, needed_files, source_of
 from semantoks.batches import (
     current_batches,
     fmriprep_targets,
@@ -136,7 +136,7 @@ def atlas_sources():
     """Files of the atlas that the configuration names; a changed file makes the atlas anew."""
     atlas = settings.section("atlas")
     fetched = [RESULTS / "atlas" / "sources" / name for name in ATLAS_FILES]
-    return fetched + [atlas[key] for key in ("image", "labels", "transform") if atlas[key]]
+    return fetched + [atlas[key] for key in ("image", "labels", "transform") if atlas[key] not in (None, TEMPLATEFLOW)]
 
 
 def network_sources():
@@ -219,7 +219,7 @@ def template_mask(wildcards):
     mask = settings.section("parcellate")["template_mask"]
     if mask is None or settings.cohort(wildcards.cohort).imports_timeseries:
         return []
-    return RESULTS / "atlas" / "template_mask.json" if mask == "templateflow" else mask
+    return RESULTS / "atlas" / "template_mask.json" if mask == TEMPLATEFLOW else mask
 
 
 def parcellate_module(wildcards):

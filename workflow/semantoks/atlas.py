@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from semantoks.atlas_recipes import BUCKNER, BUCKNER_TO_2009C, NLIN6, Part, Recipe, recipe_of
+from semantoks.atlas_recipes import (
+    BUCKNER,
+    BUCKNER_TO_2009C,
+    NLIN6,
+    NLIN2009C,
+    TEMPLATEFLOW,
+    Part,
+    Recipe,
+    recipe_of,
+)
 from semantoks.atlas_sources import checked_source
 from semantoks.errors import UserError, run_command
 from semantoks.files import replacing, sha256, write_json, write_text
@@ -77,7 +86,7 @@ def make_atlas(settings: AtlasSettings, sources: Path | None = None) -> Atlas:
         folder = Path(settings.folder) if settings.folder else sources
         if folder is None:
             raise UserError(f"atlas {settings.name!r}: expected 'folder' with its sources, found none; docs/atlases.md")
-        atlas, empty = merge_parts(settings, recipe, folder)
+        atlas, empty = merge_parts(with_transform(settings, folder), recipe, folder)
     else:
         atlas, empty = _read_atlas(settings), settings.empty_labels
     if atlas.labels is not None:
@@ -148,6 +157,14 @@ def check_order(image: str | None, names: Sequence[str], where: str) -> None:
             f"names of the {of_names.pop()}-network order, which numbers the same parcels differently; use the table "
             "that belongs to the image"
         )
+
+
+def with_transform(settings: AtlasSettings, folder: Path) -> AtlasSettings:
+    """The settings with the path of TemplateFlow's transform, where that is wanted and leads into their space."""
+    if settings.transform != TEMPLATEFLOW:
+        return settings
+    path = str(_checked(folder / BUCKNER_TO_2009C)) if settings.space == NLIN2009C else None
+    return replace(settings, transform=path)
 
 
 def merge_parts(settings: AtlasSettings, recipe: Recipe, folder: Path) -> tuple[Atlas, list[int]]:
@@ -259,7 +276,8 @@ def warp_labels(
     if not Path(transform).is_file():
         raise UserError(
             f"{transform}: expected the transform of key 'atlas.transform', found no file; it is TemplateFlow's "
-            f"{BUCKNER_TO_2009C}. Without it set the key to null: the cerebellum is then without data"
+            f"{BUCKNER_TO_2009C}. Set the key to templateflow to have it fetched, or to null: the cerebellum is then "
+            "without data"
         )
     try:
         is_linear = transform.endswith((".txt", ".tfm"))

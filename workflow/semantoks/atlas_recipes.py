@@ -6,6 +6,7 @@ Names: ``schaefer<100…1000>[-17networks][-tian<1…4>][-buckner7]``, ``tian<1�
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ NLIN6, NLIN2009C = "MNI152NLin6Asym", "MNI152NLin2009cAsym"
 BUCKNER = "atl-Buckner7_space-MNI_dseg.nii"
 BUCKNER_TO_2009C = "tpl-MNI152NLin2009cAsym_from-MNI152NLin6Asym_mode-image_xfm.h5"
 UNRESOLVED = "unresolved"
+TEMPLATEFLOW = "templateflow"
+"""As `atlas.transform` and `parcellate.template_mask`: TemplateFlow's own file, found or fetched."""
 Found = TypeVar("Found")
 _NAME = re.compile(
     r"schaefer(?P<cortex>\d+)(?P<seventeen>-17networks)?(?:-tian(?P<with_tian>[1-4]))?(?P<buckner>-buckner7)?"
@@ -130,16 +133,19 @@ def needed_files(settings: dict[str, Any]) -> list[str]:
     settings : section ``atlas`` of the configuration.
     """
     recipe = None if settings["image"] or settings["labels"] or settings["folder"] else recipe_of(settings["name"])
-    return recipe.files(settings["space"], settings["resolution"]) if recipe else []
+    if recipe is None:
+        return []
+    warped = recipe.cerebellum and settings["space"] == NLIN2009C and settings["transform"] == TEMPLATEFLOW
+    return recipe.files(settings["space"], settings["resolution"]) + ([BUCKNER_TO_2009C] if warped else [])
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of the lock: name, address, SHA-256 (or ``unresolved``) and licence."""
+    """A file of the lock: name, address, checksum (``sha256:…``, ``md5:…`` or ``unresolved``) and licence."""
 
     name: str
     url: str
-    sha256: str
+    checksum: str
     licence: str
 
 
@@ -149,8 +155,13 @@ def read_sources(path: Path = LOCK) -> dict[str, Source]:
     found = {}
     for name, entry in lock["files"].items():
         home = lock["homes"][entry["home"]]
-        found[name] = Source(name, home["url"] + entry.get("below", "") + name, entry["sha256"], home["licence"])
+        found[name] = Source(name, home["url"] + entry.get("below", "") + name, _checksum(entry), home["licence"])
     return found
+
+
+def _checksum(entry: Mapping[str, str]) -> str:
+    (kind,) = {"sha256", "md5"}.intersection(entry)
+    return UNRESOLVED if entry[kind] == UNRESOLVED else f"{kind}:{entry[kind]}"
 
 
 def source_of(name: str, path: Path = LOCK) -> Source:

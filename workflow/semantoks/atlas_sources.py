@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import shutil
 import urllib.error
@@ -34,13 +35,20 @@ def fetch(source: Source, path: Path) -> str:
                 f"{source.url}: expected {source.name}, found no answer ({error}); fetch it where there is a network, "
                 "and give the folder with it as 'atlas.folder'"
             ) from None
-        found = sha256(temporary)
-        if source.sha256 not in (found, UNRESOLVED):
+        found = checksum_like(source.checksum, temporary)
+        if source.checksum not in (found, UNRESOLVED):
             raise UserError(
-                f"{source.url}: expected SHA-256 {source.sha256}, found {found}; it is another copy than the one whose "
-                "labels were checked"
+                f"{source.url}: expected {source.checksum}, found {found}; it is another copy than the one that was "
+                "checked"
             )
-    return found
+        return sha256(temporary)
+
+
+def checksum_like(wanted: str, path: Path) -> str:
+    """Checksum of a file in the notation of the lock, of the same kind as ``wanted``; SHA-256 if that is unresolved."""
+    kind = "sha256" if wanted == UNRESOLVED else wanted.partition(":")[0]
+    with path.open("rb") as file:
+        return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
 
 
 def fetch_source(path: Path) -> Source:
@@ -52,7 +60,7 @@ def fetch_source(path: Path) -> Source:
         As :func:`fetch`, and when the checksum is not known.
     """
     source = source_of(path.name)
-    if source.sha256 == UNRESOLVED:
+    if source.checksum == UNRESOLVED:
         raise UserError(
             f"resources/atlases.lock: expected the checksum of {source.name}, found 'unresolved'; "
             f"{_how_to_pin(source.name)}"
@@ -61,8 +69,15 @@ def fetch_source(path: Path) -> Source:
     return source
 
 
-def checked_source(path: Path) -> str:
-    """SHA-256 of a source file, equal to the one in ``resources/atlases.lock``.
+def checked_source(
+    path: Path, instead: str = "give image and label table of the whole atlas under a name of its own"
+) -> str:
+    """SHA-256 of a source file whose checksum is the one in ``resources/atlases.lock``.
+
+    Parameters
+    ----------
+    path : the file; its name is that in the lock.
+    instead : what to do with another copy.
 
     Raises
     ------
@@ -70,20 +85,20 @@ def checked_source(path: Path) -> str:
         The file is missing, has no known checksum, or is another copy than the one that was checked.
     """
     source = source_of(path.name)
-    if source.sha256 == UNRESOLVED:
+    if source.checksum == UNRESOLVED:
         raise UserError(
             f"resources/atlases.lock: expected the checksum of {path.name}, found 'unresolved'; "
-            f"{_how_to_pin(path.name)}, or give image and label table under a name of their own"
+            f"{_how_to_pin(path.name)}, or {instead}"
         )
     if not path.is_file():
         raise UserError(f"{path}: expected a source of the atlas, found no file; get it from {source.url}")
-    found = sha256(path)
-    if found != source.sha256:
+    found = checksum_like(source.checksum, path)
+    if found != source.checksum:
         raise UserError(
-            f"{path}: expected SHA-256 {source.sha256}, found {found}; it is another copy than the one whose labels "
-            "were checked. To use it, give image and label table of the whole atlas under a name of its own"
+            f"{path}: expected {source.checksum}, found {found}; it is another copy than the one that was checked. To "
+            f"use it, {instead}"
         )
-    return found
+    return sha256(path)
 
 
 def _how_to_pin(name: str) -> str:
@@ -108,7 +123,7 @@ def pin(folder: Path, path: Path = LOCK, names: Sequence[str] | None = None) -> 
     wanted = [source_of(name, path) for name in names] if names else list(sources.values())
     pinned, failed = [], []
     for source in wanted:
-        if source.sha256 != UNRESOLVED:
+        if source.checksum != UNRESOLVED:
             continue
         try:
             checksum = fetch(source, folder / source.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from semantoks.atlas_recipes import TEMPLATEFLOW
 from semantoks.denoise import load_strategy
 from semantoks.errors import UserError
 from semantoks.settings import Settings
@@ -12,6 +13,7 @@ from semantoks.settings import Settings
 _KEYS = {
     "atlas": ("image", "labels", "transform"),
     "networks": ("image", "names", "file"),
+    "parcellate": ("template_mask",),
 }
 
 
@@ -53,9 +55,8 @@ def _named_files(settings: Settings) -> Iterator[tuple[str, str | None]]:
     """Key and path of every file that may be named; None where it is not."""
     for section, keys in _KEYS.items():
         for key in keys:
-            yield f"key '{section}.{key}'", settings.section(section)[key]
-    mask = settings.section("parcellate")["template_mask"]
-    yield "key 'parcellate.template_mask'", None if mask == "templateflow" else mask
+            path = settings.section(section)[key]
+            yield f"key '{section}.{key}'", None if path == TEMPLATEFLOW else path
     if any(cohort.source["type"] == "bids" for cohort in settings.cohorts):
         yield "key 'fmriprep.bids_filter_file'", settings.section("fmriprep")["bids_filter_file"]
     for cohort in settings.cohorts:

@@ -1,6 +1,7 @@
 """The template's own brain mask, which shows by its overlap with those of recordings whether normalisation failed.
 
-It lies in the folder of the atlas's sources, or is fetched. Without it nothing is compared; that is no reason to stop.
+It lies in the folder of the atlas's sources, or is fetched. Where it is not to be had nothing is compared; that is no
+reason to stop, but another file of its name is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from semantoks.atlas_recipes import source_of
 from semantoks.atlas_sources import checked_source, fetch_source
 from semantoks.errors import UserError, run_command
-from semantoks.files import write_json
+from semantoks.files import sha256, write_json
 
 
 def mask_name(space: str) -> str:
@@ -27,25 +28,30 @@ def find_mask(space: str, folder: Path | None, fetched: Path) -> dict[str, str |
     Returns
     -------
     path and sha256; or both None and a note that says why.
+
+    Raises
+    ------
+    UserError
+        When what lies in ``folder`` under the mask's name is another copy.
     """
     name = mask_name(space)
     if checksum_of(space) is None:
         note = f"no brain mask of the template {space} is known; give one as 'parcellate.template_mask'"
         return {"path": None, "sha256": None, "note": note}
+    if folder is not None and (folder / name).is_file():
+        checksum = checked_source(folder / name, "give it as 'parcellate.template_mask'")
+        return {"path": str(folder / name), "sha256": checksum, "note": None}
     try:
-        if folder is not None and (folder / name).is_file():
-            path, checksum = folder / name, checked_source(folder / name)
-        else:
-            path, checksum = fetched / name, fetch_source(fetched / name).sha256
+        fetch_source(fetched / name)
     except UserError as error:
         return {"path": None, "sha256": None, "note": str(error)}
-    return {"path": str(path), "sha256": checksum, "note": None}
+    return {"path": str(fetched / name), "sha256": sha256(fetched / name), "note": None}
 
 
 def checksum_of(space: str) -> str | None:
-    """SHA-256 that the mask of a template must have; None for a template that the lock does not have."""
+    """Checksum that the mask of a template must have; None for a template that the lock does not have."""
     try:
-        return source_of(mask_name(space)).sha256
+        return source_of(mask_name(space)).checksum
     except UserError:
         return None
 
