@@ -45,6 +45,13 @@ def test_the_report_says_that_the_cohort_is_simulated_and_what_the_run_cost(fini
         assert f"<tr><td>{stage}</td>" in page
 
 
+def test_no_stage_warns_on_its_way(finished_study):
+    logs = list((finished_study / "results/logs").rglob("*.log"))
+    assert len(logs) > 20
+    told = {path.name: line for path in logs for line in path.read_text().splitlines() if "Warning" in line}
+    assert not told
+
+
 def test_snakemakes_own_report_builds_with_captions(finished_study, tmp_path):
     study = copy_study(finished_study, tmp_path / "study")
     result = run(study, "--report", "snakemake-report.html")

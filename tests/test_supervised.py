@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,17 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": folder, "options": [*options, "--splits", str(folder / "splits.parquet")]}
 
 
+@pytest.fixture
+def every_warning() -> Iterator[None]:
+    """torch tells most things once per process only."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
 class TestStage:
+    @pytest.mark.usefixtures("every_warning")
+    @pytest.mark.filterwarnings("error:The given NumPy array is not writable")  # row numbers of a task are not
     @pytest.mark.parametrize("model", ["finetuned", "lora", "bnt", "windows"])
     def test_rows_are_those_of_the_probe(self, study: dict[str, Any], model: str) -> None:
         if model == "lora":

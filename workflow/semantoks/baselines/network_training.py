@@ -133,7 +133,7 @@ def fit_network(
             for group, factor in zip(optimiser.param_groups, factors, strict=True):
                 group["lr"] = rate * factor
             output = module(*moved(inputs.training(chosen, generator), device))
-            error = loss(output, target[torch.from_numpy(chosen)].to(device), task.n_classes)
+            error = loss(output, target[torch.tensor(chosen)].to(device), task.n_classes)
             optimiser.zero_grad(set_to_none=True)
             error.backward()
             nn.utils.clip_grad_norm_(
@@ -142,7 +142,7 @@ def fit_network(
             optimiser.step()
             step += 1
         output = outputs(module, inputs, task.validation)
-        errors.append(float(crop_error(output[:, None], target[torch.from_numpy(task.validation)], task.n_classes)[0]))
+        errors.append(float(crop_error(output[:, None], target[torch.tensor(task.validation)], task.n_classes)[0]))
         if best is None or errors[-1] < best[0]:
             # A copy: the tensors of state_dict() go on changing.
             best = (errors[-1], epoch, {name: value.detach().clone() for name, value in module.state_dict().items()})

@@ -101,7 +101,7 @@ def train(samples: Tensor, problems: Sequence[Problem], rates: Sequence[Sequence
     parameters = (heads.gamma, heads.beta, heads.weight, heads.bias)
     velocity = [torch.zeros_like(parameter) for parameter in parameters]
     speed = torch.tensor(rates, dtype=torch.float32, device=samples.device)  # [problems, rates]
-    numbers = torch.stack([torch.from_numpy(problem.training) for problem in problems]).to(samples.device)
+    numbers = torch.stack([torch.tensor(problem.training) for problem in problems]).to(samples.device)
     kind = torch.int64 if problems[0].n_classes else torch.float32
     targets = torch.stack([torch.as_tensor(p.target[p.training], dtype=kind) for p in problems]).to(samples.device)
     sizes = batches_of(numbers.shape[1])

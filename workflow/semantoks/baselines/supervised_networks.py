@@ -141,13 +141,13 @@ class Matrices:
 
     def training(self, participants: Index, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The participants' matrices."""
-        return (self.matrices[torch.from_numpy(participants)],)
+        return (self.matrices[torch.tensor(participants)],)
 
     def testing(self, participants: Index) -> Iterator[tuple[Index, tuple[Tensor, ...]]]:
         """The participants' matrices in batches."""
         for first in range(0, len(participants), self.batch):
             part = participants[first : first + self.batch]
-            yield part, (self.matrices[torch.from_numpy(part)],)
+            yield part, (self.matrices[torch.tensor(part)],)
 
 
 def without_mask(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
