@@ -196,7 +196,8 @@ class RandomSplits:
         for scores in row.scores:
             pairs = list(zip(self.task.repetitions, scores, strict=False))
             values.append([compute(r.y_true, s, np.ones((1, len(s))))[0] for r, s in pairs])
-            draws.append(np.nanmean([compute(r.y_true, s, self.weights[:, r.tested]) for r, s in pairs], axis=0))
+            drawn = [compute(r.y_true, s, self.weights[:, r.tested]) for r, s in pairs]
+            draws.append(_mean_where_defined(np.array(drawn)))
         table = np.array(values)
         return Summary(table.mean(axis=0), np.mean(draws, axis=0), table.mean(axis=1))
 
@@ -210,6 +211,14 @@ class RandomSplits:
         both = min(len(row.values), len(other.values))
         made = nadeau_bengio((row.values[:both] - other.values[:both]) * (better or 1), train, test)
         return made.p_greater if better else made.p
+
+
+def _mean_where_defined(values: Floats) -> Floats:
+    """Mean over the first axis without NaN; NaN where nothing else is (a draw that left one class everywhere)."""
+    known = ~np.isnan(values)
+    mean: Floats = np.full(values.shape[1:], np.nan)
+    np.divide(np.where(known, values, 0).sum(axis=0), known.sum(axis=0), out=mean, where=known.any(axis=0))
+    return mean
 
 
 class HeldOutSites:
