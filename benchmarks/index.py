@@ -28,7 +28,8 @@ import numpy as np
 import yaml
 from semantoks import index
 from semantoks.batches import current_batches, update_batches
-from semantoks.settings import RECORDING_KEYS, load_settings
+from semantoks.config_loading import load_settings
+from semantoks.settings import RECORDING_KEYS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY
+from semantoks.config_loading import load_settings
 from semantoks.container_binds import container_binds
-from semantoks.settings import load_settings
 from small_study import run, write_study
 
 RECIPES = [REPOSITORY / "containers" / name for name in ("Dockerfile", "semantoks.def")]

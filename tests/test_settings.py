@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import REPOSITORY
+from semantoks.config_loading import load_settings
 from semantoks.config_reference import PAGE, entries, page
+from semantoks.config_schemas import cohort_schema, config_schema
 from semantoks.errors import UserError
-from semantoks.settings import cohort_schema, config_schema, load_settings
 
 
 def write_cohort(folder: Path, name: str = "study", **keys) -> str:

@@ -16,9 +16,10 @@ import yaml
 from bids_trees import derivative, raw, write_image
 from conftest import REPOSITORY
 from semantoks.config_files import check_files
+from semantoks.config_loading import load_settings
+from semantoks.config_schemas import config_schema
 from semantoks.errors import UserError
 from semantoks.files import read_table
-from semantoks.settings import config_schema, load_settings
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

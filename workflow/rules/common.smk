@@ -28,7 +28,8 @@ from semantoks.files import write_json_if_changed
 from semantoks.fmriprep_finished import finished_before, update_finished
 from semantoks.launch import training_resources
 from semantoks.qc_accept import check_accepted
-from semantoks.settings import RECORDING_KEYS, load_settings
+from semantoks.config_loading import load_settings
+from semantoks.settings import RECORDING_KEYS
 from semantoks.snakemake_environment import attempts as attempts_of_a_job
 from semantoks.snakemake_environment import bind_in_containers
 from semantoks.template_mask import checksum_of

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from semantoks.config_schemas import REPOSITORY, cohort_schema, config_schema
 from semantoks.errors import run_command
 from semantoks.files import write_text
-from semantoks.settings import REPOSITORY, cohort_schema, config_schema
 
 PAGE = REPOSITORY / "config" / "README.md"
 MARKER = "<!-- The tables below are made from workflow/schemas by `make docs`. -->"

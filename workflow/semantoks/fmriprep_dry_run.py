@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml
 
 from semantoks import fmriprep
+from semantoks.config_loading import load_settings
 from semantoks.errors import UserError, run_command
 from semantoks.recordings import list_recordings
-from semantoks.settings import Cohort, Settings, load_settings
+from semantoks.settings import Cohort, Settings
 
 
 def stage_arguments(settings: Settings, cohort: Cohort, participant: str | None = None) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from semantoks.config_loading import load_settings
 from semantoks.cost import AMOUNTS, COLUMNS, as_text, estimate, exceeded
 from semantoks.errors import UserError, run_command
 from semantoks.recordings import list_recordings
-from semantoks.settings import Settings, load_settings
+from semantoks.settings import Settings
 
 
 def read_measured(path: Path) -> pd.DataFrame:
