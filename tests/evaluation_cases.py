@@ -105,11 +105,11 @@ def write_embeddings(
     path: Path,
     features: Mapping[str, np.ndarray],
     encoder: str = "tiny_seed-0",
-    seen: tuple[str, ...] = (),
+    seen: tuple[str, ...] | None = (),
     cohort: str = "small",
     pretrained: tuple[tuple[str, str], ...] = (),
 ) -> Path:
-    """Write features (participant → [crops, features]) as an embeddings file."""
+    """Write features (participant → [crops, features]) as an embeddings file; ``seen`` None: nobody knows."""
     rows = [
         {
             "cohort": cohort,
@@ -123,7 +123,8 @@ def write_embeddings(
         for name, values in features.items()
         for crop, row in enumerate(values)
     ]
-    about = {"encoder": encoder, "pretrain_recordings": [*([cohort, name] for name in seen), *pretrained]}
+    known = None if seen is None else [*([cohort, name] for name in seen), *pretrained]
+    about = {"encoder": encoder, "pretrain_recordings": known}
     write_table(path, pa.Table.from_pylist(rows), provenance("embed", {}, (), **about))
     return path
 

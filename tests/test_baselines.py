@@ -368,10 +368,6 @@ class TestEmbeddings:
         np.testing.assert_array_equal(features.mean, [[2, 3], [1, 1]])
         assert features.seed == 0
 
-    def test_who_was_seen_in_pretraining(self, tmp_path: Path) -> None:
-        path = write_embeddings(tmp_path / "e.parquet", {"01": np.ones((1, 2)), "02": np.ones((1, 2))}, seen=("02",))
-        assert read_embeddings([path]).seen == {"02"}
-
     def test_features_that_are_not_finite(self, tmp_path: Path) -> None:
         path = write_embeddings(tmp_path / "e.parquet", {"01": np.array([[1, np.nan]]), "02": np.ones((1, 2))})
         with pytest.raises(UserError, match=r"1 recordings are not finite \(sub-01\)"):

@@ -48,6 +48,14 @@ class TestForest:
                 assert (round(record["ci_low"], 9), round(record["ci_high"], 9)) in lines
                 assert (round(record["mean"], 9),) in {line[:1] for line in lines if len(line) == 1}
 
+    def test_unknown_pretraining_is_grey(self) -> None:
+        scores = table(("sex",))
+        assert "pretraining unknown (grey)" not in texts(figures.forest(scores))
+        scores.loc[scores["row"] == "tiny-logistic", "transductive"] = np.nan
+        shown = texts(figures.forest(scores))
+        assert "pretraining unknown (grey)" in shown
+        assert "transductive (open)" not in shown
+
     def test_labels_axes_and_legend(self) -> None:
         shown = texts(figures.forest(table()))
         for word in (*ROWS, "sex", "age", "balanced accuracy", "transductive (open)", "published", "majority"):

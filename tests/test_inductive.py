@@ -54,12 +54,15 @@ def test_each_site_is_predicted_by_the_encoder_without_it(study: Study, capsys: 
     assert set(rows["row"]) == {"turns-published", "turns-logistic", "turns-ridge"}
     assert (rows["encoder"] == "no-" + rows["site_group"] + "_seed-0").all()
     assert set(rows["pretrain_seed"]) == {0}
-    assert "6 splits (random) were seen by every encoder, left out" in capsys.readouterr().err
+    assert (
+        "6 splits (random) left out: every encoder saw the participants tested in 6 of them" in capsys.readouterr().err
+    )
 
 
-def test_a_site_that_all_have_seen_is_left_out(study: Study) -> None:
-    rows = predict(study, ["site0", "site1"])
-    assert set(rows["site_group"]) == {"site0", "site1"}
+def test_a_site_that_all_have_seen_is_an_error(study: Study) -> None:
+    """The table could not compare a row without that site with the others."""
+    with pytest.raises(UserError, match=r"nobody of it, found none for site2; name an encoder .* probe\.inductive"):
+        predict(study, ["site0", "site1"])
 
 
 def test_encoders_that_have_seen_everybody_are_refused(study: Study) -> None:

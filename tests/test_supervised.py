@@ -242,6 +242,17 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": folder, "options": [*options, "--splits", str(folder / "splits.parquet")]}
 
 
+def copied_encoder(study: dict[str, Any], folder: Path, pretrained: list[list[str]] | None) -> Path:
+    """A copy of the encoder that says it was pretrained on other participants."""
+    copy = folder / "tiny_seed-0"
+    copy.mkdir()
+    for name in ("weights.safetensors", "config.json"):
+        (copy / name).write_bytes((study["folder"] / "tiny_seed-0" / name).read_bytes())
+    config = json.loads((copy / "config.json").read_text()) | {"pretrain_recordings": pretrained}
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
 @pytest.fixture
 def every_warning() -> Iterator[None]:
     """torch tells most things once per process only."""
@@ -272,6 +283,28 @@ class TestStage:
         assert rows["transductive"].any() == bool(weights)
         assert rows["n_train"].eq(24).all()
         assert (folder / "tiny_seed-0" / "weights.safetensors").read_bytes() == before
+
+    @pytest.mark.parametrize("model", ["finetuned", "lora"])
+    def test_pretraining_saw_the_same_content(
+        self, study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture, model: str
+    ) -> None:
+        """The ids of pretraining and of the cohort agree nowhere, the recordings of half of it do."""
+        if model == "lora":
+            pytest.importorskip("peft")
+        weights = copied_encoder(study, tmp_path, [["fake", f"x{number:03d}"] for number in range(20)])
+        foreign = write_shard(tmp_path / "foreign.parquet", 20, 80, prefix="x")
+        options = [*study["options"], "--model", model, "--weights", str(weights), "--pretrain-shards", str(foreign)]
+        supervised.main([*options, "--output", str(tmp_path / "rows.parquet")])
+        rows = read_table(tmp_path / "rows.parquet")
+        assert (rows["transductive"] == (rows["participant_id"].astype(int) < 20)).all()
+        assert rows["transductive"].any()
+        assert "pretraining of tiny_seed-0 saw the same content as sub-x0" in capsys.readouterr().err
+
+    def test_pretraining_of_unknown_participants(self, study: dict[str, Any], tmp_path: Path) -> None:
+        weights = copied_encoder(study, tmp_path, None)
+        options = [*study["options"], "--model", "finetuned", "--weights", str(weights)]
+        supervised.main([*options, "--output", str(tmp_path / "rows.parquet")])
+        assert read_table(tmp_path / "rows.parquet")["transductive"].isna().all()
 
     def test_an_encoder_is_needed(self, study: dict[str, Any]) -> None:
         with pytest.raises(UserError, match="--model lora needs --weights"):

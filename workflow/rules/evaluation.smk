@@ -82,11 +82,6 @@ def fitted_splits(wildcards):
     return [] if other is None else [RESULTS / other.name / "splits.parquet"]
 
 
-def study_shards(wildcards):
-    """Shards of all participants of the splits."""
-    return [*cohort_shards(wildcards), *fitted_shards(wildcards)]
-
-
 def confound_files(wildcards):
     """Motion of all participants of the splits, for the row of confounds."""
     wanted = study(wildcards.cohort) if wildcards.row == "confounds" else []
@@ -101,12 +96,16 @@ def row_encoders(row):
     return [f"{encoder}_seed-{seed}" for encoder in settings.section("probe")["inductive"].get(name, [])]
 
 
+def pretraining_elsewhere(cohort, encoders):
+    """Shards of other cohorts that encoders were pretrained on: compared with the cohort's own by content."""
+    trained = [settings.encoder(name) for name in encoders]
+    cohorts = dict.fromkeys(name for encoder in trained if not encoder.untrained for name in encoder.cohorts)
+    others = [name for name in cohorts if name != cohort]
+    return [shard for name in others for shard in of_batches("{cohort}/shards/{batch}.parquet", name)]
+
+
 def foreign_pretraining(wildcards):
-    """Shards of other cohorts that a row's encoders were pretrained on: compared with the cohort's own by content."""
-    trained = [settings.encoder(name) for name in row_encoders(wildcards.row)]
-    cohorts = dict.fromkeys(cohort for encoder in trained if not encoder.untrained for cohort in encoder.cohorts)
-    others = [cohort for cohort in cohorts if cohort != wildcards.cohort]
-    return [shard for cohort in others for shard in of_batches("{cohort}/shards/{batch}.parquet", cohort)]
+    return pretraining_elsewhere(wildcards.cohort, row_encoders(wildcards.row))
 
 
 def is_connectivity(row):
@@ -174,6 +173,11 @@ def supervised_weights(wildcards):
     """Weights and configuration of the encoder to fine-tune; nothing for networks from nothing."""
     model, _, encoder = wildcards.network.partition("-")
     return folder_files(f"pretrain/{encoder}", ["weights.safetensors", "config.json"]) if encoder else []
+
+
+def supervised_pretraining(wildcards):
+    encoder = wildcards.network.partition("-")[2]
+    return pretraining_elsewhere(wildcards.cohort, [encoder] if encoder else [])
 
 
 def supervised_settings(wildcards):

@@ -2,7 +2,9 @@ rule supervised:
     input:
         splits=rules.splits.output,
         participants=participants_table,
-        shards=study_shards,
+        shards=cohort_shards,
+        fitted_shards=fitted_shards,
+        pretrain_shards=supervised_pretraining,
         weights=supervised_weights,
     output:
         RESULTS / "{cohort}" / "supervised" / "{network}.parquet",
@@ -22,6 +24,9 @@ rule supervised:
         code=code_version("supervised"),
         model=lambda wildcards: wildcards.network.split("-")[0],
         weights=lambda wildcards, input: as_arguments("--weights", input.weights[:1]),
+        fitted_shards=lambda wildcards, input: as_arguments("--fitted-shards", input.fitted_shards),
+        pretrain_shards=lambda wildcards, input: as_arguments("--pretrain-shards", input.pretrain_shards),
     shell:
         "OMP_NUM_THREADS={threads} python -m semantoks.supervised --settings {params.settings:q} --model {params.model:q} {params.weights}"
-        " --splits {input.splits:q} --shards {input.shards:q} --threads {threads} --output {output:q} > {log:q} 2>&1"
+        " --splits {input.splits:q} --shards {input.shards:q} {params.fitted_shards} {params.pretrain_shards}"
+        " --threads {threads} --output {output:q} > {log:q} 2>&1"

@@ -23,6 +23,8 @@ from semantoks.row_kinds import COLOURS, LABELS, METRIC_LABELS, kind_of
 from semantoks.scores import row_place
 
 PANELS_ACROSS = 4
+UNKNOWN = "#bbbbbb"
+"""Fill of rows of which nobody knows whom their pretraining saw."""
 KINDS = ("probes", "confusion", "sites", "learning_curve")
 NUMBERS = [
     *("mean", "sd", "ci_low", "ci_high", "transductive", "published", "p_majority", "value", "n", "difference"),
@@ -77,6 +79,9 @@ def _further_handles(primary: pd.DataFrame) -> list[Any]:
     if (primary["transductive"] > 0).any():
         style = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "linestyle": ""}
         handles.append(plt.Line2D([], [], label="transductive (open)", **style))
+    if primary["transductive"].isna().any():
+        style = {"marker": "o", "markerfacecolor": UNKNOWN, "markeredgecolor": "black", "linestyle": ""}
+        handles.append(plt.Line2D([], [], label="pretraining unknown (grey)", **style))
     if primary["published"].notna().any():
         handles.append(plt.Line2D([], [], color="black", marker="D", linestyle="", markersize=4, label="published"))
     return handles
@@ -89,6 +94,7 @@ def _forest_panel(axis: Axes, records: pd.DataFrame, task: str, rows: Sequence[s
             axis.axvline(record["mean"], color="#777777", linestyle=":", linewidth=1, zorder=0)
         axis.plot([record["ci_low"], record["ci_high"]], [height, height], color=colour, linewidth=1.6)
         fill = "white" if record["transductive"] > 0 else colour
+        fill = UNKNOWN if np.isnan(record["transductive"]) else fill
         axis.plot(record["mean"], height, "o", color=colour, markerfacecolor=fill, markersize=5)
         if not np.isnan(record["published"]):
             axis.plot(record["published"], height, "D", color="black", markersize=4)

@@ -36,7 +36,8 @@ from semantoks.baselines.tasks import (
 )
 from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, write_table
-from semantoks.protocols import GIVEN, LEARNING_CURVE, RANDOM
+from semantoks.phenotypes import examples
+from semantoks.protocols import GIVEN, LEARNING_CURVE, LEAVE_SITE_OUT, RANDOM
 
 PUBLISHED = "published"
 SOLVED = ("logistic", "ridge")
@@ -170,31 +171,60 @@ def turns(
 ) -> Iterator[tuple[Features | None, list[Task]]]:
     """Which features predict which tasks: of several encoders the first whose pretraining saw nobody who is tested.
 
+    A protocol of which every encoder saw some test part (random splits) is left out as a whole.
+
     Raises
     ------
     UserError
-        When there are several encoders and each has seen somebody in every test part.
+        When there are several encoders and one does not say whom it saw, each has seen somebody in every test part, or
+        all of them saw some of the held-out sites.
     """
     if len(alternatives) < 2:
         yield (alternatives[0] if alternatives else None), list(tasks)
         return
-    left = list(tasks)
+    left, chosen = list(tasks), []
     for features in alternatives:
         assert isinstance(features, CropFeatures)
         names = features.participants
+        if features.seen is None:
+            raise UserError(
+                f"--row {row}: {features.encoder} does not say whom it was pretrained on, so that nobody is known to "
+                "be left out; take it out of probe.inductive"
+            )
         saw = [bool(features.seen.intersection(names[number] for number in task.test)) for task in left]
         own = [task for task, one in zip(left, saw, strict=True) if not one]
         left = [task for task, one in zip(left, saw, strict=True) if one]
         if own:
-            yield features, own
+            chosen.append((features, own))
     if len(left) == len(tasks):
         raise UserError(
             f"--row {row}: expected encoders whose pretraining left out the participants of some test part, found that "
             "each saw somebody in every one; list encoders that were pretrained without one group of sites each"
         )
+    _refuse_sites_that_all_saw(row, left, [task for _, own in chosen for task in own])
+    seen_by_all = {task.protocol for task in left}
     if left:
-        without = sorted({task.protocol for task in left})
-        print(f"{row}: {len(left)} splits ({', '.join(without)}) were seen by every encoder, left out", file=sys.stderr)
+        count = sum(task.protocol in seen_by_all for task in tasks)
+        print(
+            f"{row}: {count} splits ({', '.join(sorted(seen_by_all))}) left out: every encoder saw the participants "
+            f"tested in {len(left)} of them",
+            file=sys.stderr,
+        )
+    for features, own in chosen:
+        kept = [task for task in own if task.protocol not in seen_by_all]
+        if kept:
+            yield features, kept
+
+
+def _refuse_sites_that_all_saw(row: str, left: Sequence[Task], predicted: Sequence[Task]) -> None:
+    """A row that lacks some held-out sites cannot stand beside rows that have all of them."""
+    sites = sorted({task.fold for task in left if task.protocol == LEAVE_SITE_OUT})
+    if sites and any(task.protocol == LEAVE_SITE_OUT for task in predicted):
+        raise UserError(
+            f"--row {row}: expected for every held-out site an encoder whose pretraining saw nobody of it, found none "
+            f"for {examples(sites, 10)}; name an encoder that was pretrained without them under probe.inductive, or "
+            "put them into one site_group with sites that an encoder left out"
+        )
 
 
 def origin_of(features: Features | None) -> Origin:
@@ -203,7 +233,7 @@ def origin_of(features: Features | None) -> Origin:
         return Origin(MAJORITY)
     if isinstance(features, CropFeatures):
         return Origin(features.name, features.encoder, features.seed, features.seen)
-    return Origin(features.name, seen=isinstance(features, FeatureTable) and features.seen)
+    return Origin(features.name, seen=features.seen if isinstance(features, FeatureTable) else False)
 
 
 class Nulls:

@@ -45,7 +45,8 @@ class Repetition:
 class Row:
     """The predictions of one row of the table.
 
-    ``scores[seed][repetition]`` [tested, classes or 1].
+    ``scores[seed][repetition]`` [tested, classes or 1]; ``transductive`` is the share of predictions on participants
+    that pretraining saw, NaN where that is not known of all.
     """
 
     name: str
@@ -127,7 +128,8 @@ def _task(cohort: str, phenotype: str, protocol: str, kind: str, group: pd.DataF
                     f"than {rows[0].name if rows else name}; run the probes of all rows again"
                 )
             scores.append([np.stack(each["y_score"].to_list()).astype(np.float64) for each in tested])
-        rows.append(Row(name, head, scores, float(part["transductive"].mean())))
+        seen = part["transductive"].astype("boolean").to_numpy(np.float64, na_value=np.nan)
+        rows.append(Row(name, head, scores, float(seen.mean())))
     return TaskScores(
         cohort, phenotype, protocol, kind, people, repetitions, sorted(rows, key=lambda row: row_place(row.name))
     )

@@ -19,9 +19,10 @@ import torch
 from tqdm import tqdm
 
 from semantoks.baselines.connectivity import read_connectivity
-from semantoks.baselines.features import Index, participant_keys
+from semantoks.baselines.features import Index
 from semantoks.baselines.finetuning import Crops, FineTuned, LoRA
 from semantoks.baselines.network_training import Inputs, Network, TrainingSettings, fit_network
+from semantoks.baselines.overlap import seen_by_content, seen_in_pretraining
 from semantoks.baselines.prediction_rows import Origin, rows_of, with_key
 from semantoks.baselines.study import Study
 from semantoks.baselines.supervised_networks import (
@@ -33,9 +34,9 @@ from semantoks.baselines.supervised_networks import (
 )
 from semantoks.baselines.tasks import Task, read_tasks, split_participants, tested_cohort, trained_by_steps
 from semantoks.errors import UserError, run_command
-from semantoks.files import provenance, read_metadata, write_table
-from semantoks.model.encoder_folder import load_encoder
-from semantoks.training.corpus import Corpus, load_corpus
+from semantoks.files import provenance, read_metadata, read_tables, write_table
+from semantoks.model.encoder_folder import LoadedEncoder, load_encoder
+from semantoks.training.corpus import load_corpus
 from semantoks.training.device import choose_device, compute_reproducibly
 from semantoks.training.encoder_corpus import load_matching_corpus
 
@@ -61,20 +62,44 @@ class WindowCrops(Crops):
 class Recipe:
     """How to make a model's inputs and, for every split, a fresh network."""
 
-    def __init__(self, inputs: Inputs, fresh: Callable[[Task], Network], origin: Origin, settings: TrainingSettings):
-        self.inputs, self.fresh, self.origin, self.settings = inputs, fresh, origin, settings
+    def __init__(self, inputs: Inputs, fresh: Callable[[Task], Network], settings: TrainingSettings) -> None:
+        self.inputs, self.fresh, self.settings = inputs, fresh, settings
 
 
-def make_recipe(
-    model: str, weights: Path | None, shards: Sequence[Path], participants: Sequence[str], given: Mapping[str, Any]
-) -> Recipe:
-    """Inputs and network of a model.
+def pretrained_encoder(model: str, weights: Path | None) -> LoadedEncoder | None:
+    """The encoder that a model starts from; None for networks from nothing.
 
     Raises
     ------
     UserError
         When an encoder is needed and not given.
     """
+    if model in (BNT, WINDOWS):
+        return None
+    if weights is None:
+        raise UserError(f"--model {model} needs --weights, found none; name the folder of an encoder")
+    return load_encoder(weights)
+
+
+def origin_of(model: str, loaded: LoadedEncoder | None, arguments: argparse.Namespace, study: Study) -> Origin:
+    """Which encoder is behind a model and whom its pretraining saw, by id and by content."""
+    if loaded is None:
+        return Origin(model)
+    name = loaded.path.parent.name
+    people = read_tables([*arguments.shards, *arguments.fitted_shards], ["cohort", "participant_id"])
+    twins = seen_by_content(arguments.shards, arguments.pretrain_shards)
+    seen = seen_in_pretraining(name, loaded.config.get("pretrain_recordings"), people, twins, study)
+    return Origin(model, name, _seed(name), seen)
+
+
+def make_recipe(
+    model: str,
+    loaded: LoadedEncoder | None,
+    shards: Sequence[Path],
+    participants: Sequence[str],
+    given: Mapping[str, Any],
+) -> Recipe:
+    """Inputs and network of a model."""
     own = ("epochs", "batch", "weight_decay", "clip_norm")
     settings = TrainingSettings(**{name: given[name] for name in own}, learning_rate=given["learning_rate"][model])
     if model == BNT:
@@ -82,19 +107,15 @@ def make_recipe(
         rows = [connectivity.participants.index(name) for name in participants]
         inputs: Inputs = Matrices.from_edges(connectivity.edges[rows], connectivity.valid.shape[1])
         n_rois = connectivity.valid.shape[1]
-        return Recipe(inputs, _from_nothing(BrainNetworkTransformer, n_rois), Origin(BNT), settings)
+        return Recipe(inputs, _from_nothing(BrainNetworkTransformer, n_rois), settings)
     if model == WINDOWS:
         corpus = load_corpus(shards)
         inputs = WindowCrops(corpus, participants, CROP, CROP, given["crops"])
-        return Recipe(inputs, _from_nothing(WindowTransformer, len(corpus.roi_names)), Origin(WINDOWS), settings)
-    if weights is None:
-        raise UserError(f"--model {model} needs --weights, found none; name the folder of an encoder")
-    loaded = load_encoder(weights)
+        return Recipe(inputs, _from_nothing(WindowTransformer, len(corpus.roi_names)), settings)
+    assert loaded is not None
     corpus = load_matching_corpus(shards, loaded)
     encoder, config = loaded.encoder, loaded.config
     crops = Crops(corpus, participants, config["crop"], config["model"]["patch"], given["crops"])
-    name = loaded.path.parent.name
-    origin = Origin(model, name, _seed(name), _seen(config, corpus))
 
     def fresh(task: Task) -> Network:
         outputs = max(task.n_classes, 1)
@@ -104,7 +125,7 @@ def make_recipe(
                 return FineTuned(encoder, outputs, given["layer_decay"])
             return LoRA(encoder, outputs, given["lora_rank"], task.seed)
 
-    return Recipe(crops, fresh, origin, settings)
+    return Recipe(crops, fresh, settings)
 
 
 def _from_nothing(kind: type[torch.nn.Module], n_rois: int) -> Callable[[Task], Network]:
@@ -116,24 +137,15 @@ def _seed(encoder: str) -> int | None:
     return int(seed) if name and seed.isdigit() else None
 
 
-def _seen(config: Mapping[str, Any], corpus: Corpus) -> frozenset[str]:
-    pretrained = {tuple(entry) for entry in config.get("pretrain_recordings") or []}
-    cohorts, people = corpus.table["cohort"], corpus.table["participant_id"]
-    keys = participant_keys(cohorts, people)
-    return frozenset(
-        key for key, pair in zip(keys, zip(cohorts, people, strict=True), strict=True) if pair in pretrained
-    )
-
-
 def predict(
-    recipe: Recipe, row: str, head: str, tasks: Sequence[Task], people: pd.DataFrame, device: torch.device
+    recipe: Recipe, origin: Origin, row: str, tasks: Sequence[Task], people: pd.DataFrame, device: torch.device
 ) -> pd.DataFrame:
     """Train on every split and give all predictions."""
     rows = []
     for task in tqdm(tasks, desc=row, unit="split", disable=None):
         torch.manual_seed(task.seed)  # of dropout: a split's result does not depend on the splits before it
         prediction, _ = fit_network(recipe.fresh(task), recipe.inputs, task, recipe.settings, device)
-        rows.append(rows_of(row, head, recipe.origin, task, prediction, people))
+        rows.append(rows_of(row, origin.features, origin, task, prediction, people))
     return pd.concat(rows)
 
 
@@ -144,8 +156,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, choices=MODELS)
     parser.add_argument("--weights", type=Path, help="folder of the encoder to fine-tune")
     parser.add_argument("--splits", required=True, help="splits.parquet of the cohort")
+    parser.add_argument("--shards", required=True, nargs="+", type=Path, help="the cohort's shards")
     parser.add_argument(
-        "--shards", required=True, nargs="+", type=Path, help="shards of all participants of the splits"
+        "--fitted-shards", nargs="+", default=[], type=Path, help="shards of the cohort that models are fitted on"
+    )
+    parser.add_argument(
+        "--pretrain-shards",
+        nargs="+",
+        default=[],
+        type=Path,
+        help="shards of other cohorts that the encoder was pretrained on",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to torch")
     parser.add_argument("--output", required=True, help="predictions (Parquet)")
@@ -164,17 +184,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not tasks:
         found = sorted({task.protocol for task in every})
         raise UserError(f"supervised.protocols: expected one of {found}, found {given['protocols']}")
-    recipe = make_recipe(arguments.model, arguments.weights, arguments.shards, participants, given)
-    encoder = (recipe.origin.encoder or "").split("_seed-")[0]
+    loaded = pretrained_encoder(arguments.model, arguments.weights)
+    origin = origin_of(arguments.model, loaded, arguments, study)
+    shards = [*arguments.shards, *arguments.fitted_shards]
+    recipe = make_recipe(arguments.model, loaded, shards, participants, given)
+    encoder = (origin.encoder or "").split("_seed-")[0]
     row = f"{encoder}-{arguments.model}" if encoder else arguments.model
-    rows = predict(recipe, row, arguments.model, tasks, study.people(participants), device)
+    rows = predict(recipe, origin, row, tasks, study.people(participants), device)
     rows = with_key(rows, tested_cohort(arguments.splits))
-    about = study.describe() | {
-        "cohort": rows["cohort"].iloc[0],
-        "splits": probe,
-    }
+    about = study.describe() | {"cohort": rows["cohort"].iloc[0], "splits": probe}
     tables = [cohort.participants["path"] for cohort in study.cohorts]
-    inputs = [*tables, arguments.splits, *map(str, arguments.shards)]
+    inputs = [*tables, arguments.splits, *map(str, [*shards, *arguments.pretrain_shards])]
     write_table(arguments.output, rows, provenance("supervised", arguments.settings, inputs, **about))
     seconds = time.perf_counter() - began
     print(f"{row}: {len(rows)} predictions of {len(tasks)} splits in {seconds:.1f} s", file=sys.stderr)

@@ -80,6 +80,7 @@ def label(record: Mapping[str, Any] | pd.Series) -> str:
     """Name of a row, with what a reader must know about it."""
     seeds = f", mean of {record['seeds']} seeds" if record["seeds"] > 1 else ""
     seen = ", transductive" if record["transductive"] > 0 else ""
+    seen = ", pretraining unknown" if np.isnan(record["transductive"]) else seen
     return str(record["row"]) + (f" ({(seeds + seen)[2:]})" if seeds or seen else "")
 
 
@@ -103,7 +104,9 @@ def main_blocks(scores: pd.DataFrame, published: pd.DataFrame, settings: Mapping
                     cell(by_task[task].loc[row], settings["alpha"]) if row in by_task[task].index else "–"
                     for task in chosen
                 ]
-                rows.append([label({**records.iloc[0], "transductive": records["transductive"].max()}), *cells])
+                rows.append(
+                    [label({**records.iloc[0], "transductive": records["transductive"].max(skipna=False)}), *cells]
+                )
             rows.append(["n tested (per split)", *(_sizes(by_task[task].iloc[0]) for task in chosen)])
             rows += _published_rows(by_task, published) if protocol == "random" else []
             whole = len(tasks) <= TASKS_PER_TABLE
@@ -196,20 +199,28 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
         notes.append(
             f"{', '.join(trained)}: networks trained on the training part alone; the validation part chooses the epoch."
         )
-    seen = sorted(set(scores.loc[scores["transductive"] > 0, "row"]))
-    notes.append(
-        f"Transductive: the pretraining of {', '.join(seen)} saw recordings of tested participants, without labels "
-        "(by id within the cohort, by near-identical FC in other cohorts)."
-        if seen
-        else "Inductive: no row's pretraining saw a tested participant (by id within the cohort, by near-identical FC "
-        "in other cohorts)."
-    )
+    notes.append(_overlap_note(scores))
     if scores["published"].notna().any() or scores["published_task"].notna().any():
         notes.append(
             "Published numbers are taken from secondary sources (resources/published.tsv); their participants, atlas, "
             "splits and preprocessing differ from ours."
         )
     return ([SIMULATED] if settings.get("simulated") else []) + notes
+
+
+def _overlap_note(scores: pd.DataFrame) -> str:
+    """Of which rows pretraining saw tested participants, or may have."""
+    seen = sorted(set(scores.loc[scores["transductive"] > 0, "row"]))
+    unknown = sorted(set(scores.loc[scores["transductive"].isna(), "row"]))
+    by = "(by id within the cohort, by near-identical FC in other cohorts)."
+    if seen:
+        note = f"Transductive: the pretraining of {', '.join(seen)} saw recordings of tested participants, without "
+        note += f"labels {by}"
+    else:
+        note = f"Inductive: no {'other ' if unknown else ''}row's pretraining saw a tested participant {by}"
+    if unknown:
+        note += f" Unknown: whether the pretraining of {', '.join(unknown)} saw tested participants; nothing says it."
+    return note
 
 
 def _repetitions(probe: Mapping[str, Any]) -> str:

@@ -24,13 +24,13 @@ class FeatureTable:
     """Features of a model that this workflow does not run.
 
     ``values`` is [participants, features] float32, NaN where missing; ``seen`` says whether that model's pretraining
-    saw the cohort.
+    saw the cohort, None where nobody knows.
     """
 
     name: str
     participants: list[str]
     values: Matrix
-    seen: bool
+    seen: bool | None
 
     def design(self, phenotype: Phenotype, training: Index) -> Matrix:
         """Standardised columns; a missing value is the training mean."""
@@ -73,7 +73,7 @@ def read_feature_table(name: str, settings: Mapping[str, Any]) -> FeatureTable:
             f"{path}: expected numbers in the columns {examples(columns)}, found none; correct {key}.columns"
         )
     order = np.argsort(participants)
-    return FeatureTable(name, [participants[row] for row in order], values[order], bool(settings["transductive"]))
+    return FeatureTable(name, [participants[row] for row in order], values[order], settings["transductive"])
 
 
 def _read(path: Path) -> pd.DataFrame:

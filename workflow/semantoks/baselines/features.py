@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,7 +121,8 @@ def mean_over_recordings(values: npt.NDArray[np.float32], owner: Sequence[str]) 
 class CropFeatures:
     """Features of an encoder, several crops per participant.
 
-    ``crops`` is [participants, crops, features] float32, ``present`` [participants, crops] says which exist.
+    ``crops`` is [participants, crops, features] float32, ``present`` [participants, crops] says which exist. ``seen``
+    names the participants of the encoder's pretraining; None where nobody knows.
     """
 
     name: str
@@ -129,7 +130,7 @@ class CropFeatures:
     crops: Matrix
     present: npt.NDArray[np.bool_]
     encoder: str
-    seen: frozenset[str] = field(default_factory=frozenset)
+    seen: frozenset[str] | None = None
 
     @property
     def seed(self) -> int | None:
@@ -152,6 +153,8 @@ class CropFeatures:
 def read_embeddings(paths: Sequence[Path | str]) -> CropFeatures:
     """Read embeddings of one encoder; crops with the same number are averaged over a participant's recordings.
 
+    Whom pretraining saw is another question: :func:`semantoks.baselines.overlap.seen_in_pretraining`.
+
     Parameters
     ----------
     paths : one file per cohort; participants of several cohorts are called as :func:`participant_keys` says.
@@ -172,13 +175,9 @@ def read_embeddings(paths: Sequence[Path | str]) -> CropFeatures:
     table = pd.concat(tables, ignore_index=True)
     table["participant_id"] = participant_keys(table["cohort"], table["participant_id"])
     participants, crops, present = _by_crop(table, np.stack(table["features"].to_list()).astype(np.float32))
-    pretrained = {tuple(entry) for entry in about[0].get("pretrain_recordings") or []}
-    known = table.drop_duplicates("participant_id")
-    ids = pd.concat(tables, ignore_index=True)["participant_id"][known.index]
-    seen = [pair in pretrained for pair in zip(known["cohort"], ids, strict=True)]
     encoder = about[0].get("encoder") or Path(paths[0]).stem
     name = about[0].get("features") or "cls_avg"
-    return CropFeatures(name, participants, crops, present, encoder, frozenset(known["participant_id"][seen]))
+    return CropFeatures(name, participants, crops, present, encoder)
 
 
 def _read_crops(path: Path | str) -> pd.DataFrame:

@@ -1,18 +1,23 @@
-"""Whether a tested participant is also in another cohort under another name: near-identical functional connectivity.
+"""Whether a tested participant is also elsewhere: in pretraining by id, in another cohort by content.
 
-Ids differ between releases of the same data, so participants of other cohorts are compared by content.
+Ids differ between releases of the same data, so participants of other cohorts are compared by their functional
+connectivity: near-identical is the same recording under another name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from semantoks.baselines.connectivity import pearson_edges, read_recordings
-from semantoks.baselines.features import Matrix
+from semantoks.baselines.features import Matrix, participant_keys
+from semantoks.baselines.study import Study
 from semantoks.files import read_metadata
 
 SAME = 0.95
@@ -56,6 +61,41 @@ def seen_by_content(own: Sequence[Path | str], others: Sequence[Path | str]) -> 
             twin = Twin(*candidates[first + int(column)], correlation=float(correlation[row, column]))
             found.setdefault(recordings[row][1], []).append(twin)
     return found
+
+
+def seen_in_pretraining(
+    encoder: str,
+    pretrained: Iterable[Sequence[Any]] | None,
+    people: pd.DataFrame,
+    twins: Mapping[str, Sequence[Twin]],
+    study: Study,
+) -> frozenset[str] | None:
+    """Participants whose recordings an encoder was pretrained on, by id and by content; None where nobody knows.
+
+    Parameters
+    ----------
+    encoder : its name, for the log.
+    pretrained : cohort and participant of everybody it was pretrained on (``pretrain_recordings``); None is unknown.
+    people : columns ``cohort`` and ``participant_id`` of the recordings that have features.
+    twins : participants of the tested cohort that equal recordings elsewhere (:func:`seen_by_content`).
+    study : gives the names of participants.
+    """
+    if pretrained is None:
+        print(f"{encoder} does not say whom it was pretrained on: transductive is left empty", file=sys.stderr)
+        return None
+    known = {(str(cohort), str(name)) for cohort, name in pretrained}
+    keys = participant_keys(people["cohort"], people["participant_id"])
+    pairs = zip(people["cohort"], people["participant_id"], strict=True)
+    seen = {key for key, pair in zip(keys, pairs, strict=True) if pair in known}
+    for participant, found in sorted(twins.items()):
+        for twin in [twin for twin in found if (twin.cohort, twin.participant_id) in known][:1]:
+            seen.update(study.keys(study.tested, [participant]))
+            print(
+                f"{participant}: pretraining of {encoder} saw the same content as {twin.recording_id} "
+                f"(FC r {twin.correlation:.3f})",
+                file=sys.stderr,
+            )
+    return frozenset(seen)
 
 
 def _profiles(shards: Sequence[Path | str], rois: Sequence[int]) -> tuple[list[tuple[str, str, str]], Matrix]:

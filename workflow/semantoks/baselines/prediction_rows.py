@@ -12,12 +12,15 @@ from semantoks.baselines.tasks import Prediction, Task
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row's features come from; ``seen`` names the participants of its pretraining, or says all or none."""
+    """Where a row's features come from.
+
+    ``seen`` names the tested participants that its pretraining saw, or says all or none; None where nobody knows.
+    """
 
     features: str
     encoder: str | None = None
     seed: int | None = None
-    seen: frozenset[str] | bool = False
+    seen: frozenset[str] | bool | None = False
 
 
 def rows_of(
@@ -49,8 +52,8 @@ def rows_of(
     table["bin_edges"] = pd.Series([task.bin_edges] * len(table), index=table.index)
     table["y_true"] = task.target[task.test].astype(np.float64)
     table["y_score"] = list(prediction.scores)
-    seen = origin.seen
-    table["transductive"] = seen if isinstance(seen, bool) else tested.index.isin(seen)
+    seen = tested.index.isin(origin.seen) if isinstance(origin.seen, frozenset) else origin.seen
+    table["transductive"] = pd.Series(seen, index=table.index, dtype="boolean")
     return table
 
 

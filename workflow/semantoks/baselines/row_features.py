@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from semantoks.baselines.confounds import Confounds, make_confounds, make_covari
 from semantoks.baselines.connectivity import read_connectivity
 from semantoks.baselines.feature_table import FeatureTable, read_feature_table
 from semantoks.baselines.features import CropFeatures, Features, read_embeddings
-from semantoks.baselines.overlap import seen_by_content
+from semantoks.baselines.overlap import seen_by_content, seen_in_pretraining
 from semantoks.baselines.study import Study
 from semantoks.baselines.tasks import split_participants
 from semantoks.errors import UserError
@@ -66,21 +65,10 @@ def _encoders(arguments: argparse.Namespace, study: Study) -> list[CropFeatures]
     twins = seen_by_content(arguments.shards, arguments.pretrain_shards)
     found = []
     for encoder, paths in sorted(files.items()):
-        pretrained = {tuple(entry) for entry in read_metadata(paths[0]).get("pretrain_recordings") or []}
-        same = {
-            who: twin
-            for who, found_twins in twins.items()
-            for twin in found_twins
-            if (twin.cohort, twin.participant_id) in pretrained
-        }
-        for participant, twin in sorted(same.items()):
-            print(
-                f"{participant}: pretraining of {encoder} saw the same content as {twin.recording_id} "
-                f"(FC r {twin.correlation:.3f})",
-                file=sys.stderr,
-            )
-        features = read_embeddings(paths)
-        found.append(replace(features, seen=features.seen | set(study.keys(study.tested, list(same)))))
+        pretrained = read_metadata(paths[0]).get("pretrain_recordings")
+        people = read_tables(paths, ["cohort", "participant_id"])
+        seen = seen_in_pretraining(encoder, pretrained, people, twins, study)
+        found.append(replace(read_embeddings(paths), seen=seen))
     return found
 
 
