@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pandas as pd
+from semantoks.batches import read_batch, update_batches
+from semantoks.index import build_index
 
 COHORT: dict[str, Any] = {
     "name": "study",
@@ -69,3 +73,16 @@ def write_image(path: Path, n_frames: int = 60, tr: float = 2.0) -> None:
     image.header.set_zooms((1, 1, 1, tr))
     image.header.set_xyzt_units("mm", "sec")
     nibabel.save(image, path)
+
+
+def fmriprep(root: Path, **settings: Any) -> dict[str, Any]:
+    """Settings of a cohort of derivatives."""
+    return cohort({"type": "fmriprep", "path": str(root)}, **settings)
+
+
+def index_of(settings: dict[str, Any], *status_files: Path) -> pd.DataFrame:
+    """The index of a cohort in one batch, by way of the batch's file as in the workflow."""
+    with tempfile.TemporaryDirectory() as folder:
+        update_batches(settings, Path(folder), 1000)
+        listing = read_batch(Path(folder) / "part-0001.tsv").assign(batch="part-0001")
+    return build_index(settings, listing, status_files)

@@ -61,7 +61,27 @@ def test_strategies_have_the_regressors_of_their_names(table: pd.DataFrame, name
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: x\n", r"expected the keys \['description'\]"),
+        ("name: x\n", "expected the key 'description' with a text, found None"),
+        ("name: 5\ndescription: y\n", "expected the key 'name' with a text, found 5"),
+        ("name: x\ndescription: ''\n", "expected the key 'description' with a text, found ''"),
+        ("name: x\ndescription: y\ncosines: 1\n", "cosines: expected true or false, found 1"),
+        (
+            "name: x\ndescription: y\nacompcor: {csf: five}\ncosines: true\n",
+            "acompcor.csf: expected a whole number above 0, found 'five'",
+        ),
+        (
+            "name: x\ndescription: y\nacompcor: {csf: -1}\ncosines: true\n",
+            "acompcor.csf: expected a whole number above 0, found -1",
+        ),
+        (
+            "name: x\ndescription: y\ncensoring: {framewise_displacement: half}\n",
+            "censoring.framewise_displacement: expected a number above 0, found 'half'",
+        ),
+        (
+            "name: x\ndescription: y\ncensoring: {minimum_segment: 2.5}\n",
+            "censoring.minimum_segment: expected a whole number above 0, found 2.5",
+        ),
+        ("name: \xe4\n", "expected YAML, found .*can't decode"),
         ("name: x\ndescription: y\nregressors: z\n", "found regressors"),
         ("name: x\ndescription: y\nconfounds: {csf: [cubed]}\n", r"confounds.csf: expected only derivative1.*cubed"),
         (
@@ -79,7 +99,7 @@ def test_strategies_have_the_regressors_of_their_names(table: pd.DataFrame, name
 )
 def test_broken_strategy_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "own.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=message):
         denoise.load_strategy(str(path))
 
@@ -296,6 +316,9 @@ def test_censoring_by_displacement_and_dvars_and_short_segments() -> None:
     for censoring, expected in censored.items():
         assert np.flatnonzero(~denoise.kept_volumes(table, censoring)).tolist() == expected
     assert np.flatnonzero(~denoise.kept_volumes(table, denoise.Censoring(0.5), first=4)).tolist() == [1, 5]
+    table.loc[12, "std_dvars"] = np.nan
+    with pytest.raises(UserError, match=r"'std_dvars': expected numbers .*found n/a or infinity in row 13"):
+        denoise.kept_volumes(table, denoise.Censoring(std_dvars=1.5))
     with pytest.raises(UserError, match="'std_dvars' for censoring"):
         denoise.kept_volumes(table[["framewise_displacement"]], denoise.Censoring(std_dvars=1.5))
 

@@ -17,6 +17,7 @@ from semantoks.files import (
     provenance,
     read_json,
     read_metadata,
+    read_number_table,
     read_table,
     read_text_table,
     replacing,
@@ -85,7 +86,23 @@ def test_ids_stay_text_and_missing_is_null(tmp_path):
     assert table["age"].iloc[1] == "7.50"
 
 
+def test_a_separator_at_the_end_of_the_lines_moves_no_column(tmp_path):
+    path = tmp_path / "confounds.tsv"
+    path.write_text("a\tb\n1\t2\t\n3\t4\t\n")
+    assert read_number_table(path).to_dict("list") == {"a": [1, 3], "b": [2, 4]}
+
+
+def test_a_column_of_text_is_no_number_but_one_with_a_typing_error_is_told(tmp_path):
+    path = tmp_path / "confounds.tsv"
+    path.write_text("a\tb\n1\tx\n2\ty\n3\t4\n")
+    assert list(read_number_table(path)) == ["a"]
+    path.write_text("a\tb\n1\t2\n1,5\t3\nn/a\t4\n7\t5\n")
+    with pytest.raises(UserError, match=r"column 'a': expected numbers, found '1,5' in row 2 \(1 such rows\)"):
+        read_number_table(path)
+
+
 BAD = {
+    "a field too many": (read_text_table, "a\tb\n1\t2\t3\n", "expected as many fields in a row as the header has"),
     "no such table": (read_table, None, "expected a Parquet file, found none"),
     "no parquet": (read_table, "text", "expected a Parquet file, found something else"),
     "no such text table": (read_text_table, None, r"expected a table \(TSV or CSV\), found no file"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import h5py
@@ -11,25 +10,12 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from bids_trees import cohort, derivative, raw, write_image
-from semantoks.batches import current_batches, fmriprep_targets, read_batch, update_batches
+from bids_trees import cohort, derivative, fmriprep, index_of, raw, write_image
+from semantoks.batches import current_batches, fmriprep_targets, update_batches
 from semantoks.errors import UserError
 from semantoks.files import read_metadata, read_table
-from semantoks.index import COLUMNS, _header, _header_tr, build_index, main
+from semantoks.index import COLUMNS, _header, _header_tr, main
 from semantoks.recordings import list_recordings
-
-
-def fmriprep(root: Path, **settings) -> dict:
-    return cohort({"type": "fmriprep", "path": str(root)}, **settings)
-
-
-def index_of(settings: dict, *status_files: Path) -> pd.DataFrame:
-    """The index of a cohort in one batch, by way of the batch's file as in the workflow."""
-    with tempfile.TemporaryDirectory() as folder:
-        update_batches(settings, Path(folder), 1000)
-        listing = read_batch(Path(folder) / "part-0001.tsv").assign(batch="part-0001")
-    return build_index(settings, listing, status_files)
-
 
 EXAMPLES = {"7t_trt": 132, "ds001": 48, "ds003": 13, "ds102": 52, "ds114": 100, "synthetic": 30}
 
@@ -75,14 +61,6 @@ def test_real_tuples_text_entities_and_unequal_sessions(tmp_path):
     assert index["n_frames"].eq(60).all()
     assert index["mask_path"].notna().all()
     assert index["confounds_path"].notna().all()
-
-
-def test_several_candidates_are_listed(tmp_path):
-    derivative(tmp_path, "sub-01_task-rest", res="1")
-    derivative(tmp_path, "sub-01_task-rest", res="2")
-    with pytest.raises(UserError, match=r"found 2: .*res-1.*res-2.*'resolution'"):
-        list_recordings(fmriprep(tmp_path))
-    assert len(list_recordings(fmriprep(tmp_path, resolution="2"))) == 1
 
 
 def test_filters(tmp_path):
@@ -199,22 +177,6 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         list_recordings(fmriprep(tmp_path / "d"))
 
 
-def test_echoes_of_a_run_are_one_recording(tmp_path):
-    for echo in "123":
-        raw(tmp_path / "raw", f"sub-01_task-rest_echo-{echo}")
-    raw(tmp_path / "raw", "sub-01_task-rest", suffix="sbref")
-    listing = list_recordings(cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": "x"}))
-    assert list(listing["recording_id"]) == ["sub-01_task-rest"]
-    derivative(tmp_path / "combined", "sub-01_task-rest")
-    derivative(tmp_path / "combined", "sub-01_task-rest_echo-1")
-    assert index_of(fmriprep(tmp_path / "combined"))["exclude_reason"].isna().tolist() == [True]
-    derivative(tmp_path / "single", "sub-01_task-rest_echo-1")
-    derivative(tmp_path / "single", "sub-01_task-rest_echo-2")
-    reasons = index_of(fmriprep(tmp_path / "single"))["exclude_reason"]
-    assert len(reasons) == 1
-    assert "echo-wise" in reasons[0]
-
-
 def test_unusable_images_stay_with_their_reason(tmp_path):
     derivative(tmp_path, "sub-01_task-rest")
     empty = derivative(tmp_path, "sub-02_task-rest")
@@ -310,27 +272,6 @@ def test_what_a_failed_fmriprep_left_is_not_used(tmp_path, session, status, reas
     told.write_text(json.dumps({"participant": "01", "session": session, "status": status, "reason": "why"}))
     settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
     assert index_of(settings, told)["exclude_reason"].tolist() == reasons
-
-
-def test_magnitude_parts_keep_their_recording_through_fmriprep(tmp_path):
-    raw(tmp_path / "raw", "sub-01_task-rest_part-mag")
-    raw(tmp_path / "raw", "sub-01_task-rest_part-phase")
-    derivative(tmp_path / "out", "sub-01_task-rest_part-mag")
-    settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
-    index = index_of(settings)
-    assert index["recording_id"].tolist() == ["sub-01_task-rest"]
-    assert index["exclude_reason"].tolist() == [None]
-    assert index["confounds_path"][0].endswith("sub-01_task-rest_part-mag_desc-confounds_timeseries.tsv")
-
-
-def test_what_fmriprep_runs_on_is_a_participant_or_a_session(tmp_path):
-    for name in ("sub-01_ses-1_task-rest", "sub-01_ses-2_task-rest", "sub-02_task-rest"):
-        raw(tmp_path / "raw", name)
-    settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
-    update_batches(settings, tmp_path / "batches", 10)
-    batch = tmp_path / "batches" / "part-0001.tsv"
-    assert fmriprep_targets(batch, per_session=False) == ["sub-01", "sub-02"]
-    assert fmriprep_targets(batch, per_session=True) == ["sub-01_ses-1", "sub-01_ses-2", "sub-02"]
 
 
 def test_sites_and_motion_come_from_the_participants_table(tmp_path):

@@ -106,6 +106,8 @@ def _read_atlas(settings: AtlasSettings) -> Atlas:
         table = table[~table["index"].isin(settings.drop_labels)].reset_index(drop=True)
     elif labels is not None:
         index = np.unique(labels[labels > 0])
+        if not len(index):
+            raise UserError(f"{settings.image}: expected labels, found no voxel above 0")
         table = pd.DataFrame({"index": index, "name": [f"{settings.name}_{i}" for i in index]})
         check_labels(table, str(settings.image))
     else:

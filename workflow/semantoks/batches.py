@@ -54,6 +54,7 @@ def current_batches(folder: Path) -> list[str]:
 def fmriprep_targets(batch: Path, per_session: bool) -> list[str]:
     """What fMRIPrep is run on for a batch: ``sub-01``, or ``sub-01_ses-1`` where sessions are run apart; in order."""
     table = read_text_table(batch)
+    table = table[table["paths"] != '[""]']  # of a link to nothing there are no files to run it on
     names = "sub-" + table["participant_id"]
     if per_session:
         names += ("_ses-" + table["session_id"]).fillna("")

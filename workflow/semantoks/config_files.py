@@ -40,6 +40,13 @@ def check_files(settings: Settings) -> None:
             load_strategy(settings.section("parcellate")["denoising"])
         except UserError as error:
             raise UserError(f"key 'parcellate.denoising': {error}") from None
+    if any(cohort.source["type"] == "bids" for cohort in settings.cohorts):
+        from semantoks.fmriprep_outputs import read_bids_filter  # with nibabel, for which others need not wait
+
+        try:
+            read_bids_filter(settings.section("fmriprep")["bids_filter_file"])
+        except UserError as error:
+            raise UserError(f"key 'fmriprep.bids_filter_file': {error}") from None
 
 
 def _missing_folders(settings: Settings) -> list[str]:

@@ -56,9 +56,20 @@ def read_confounds(path: Path | str) -> pd.DataFrame:
 
 
 def read_confounds_sidecar(path: Path | str) -> dict[str, Any]:
-    """The JSON sidecar of a confounds TSV (same name, BIDS common principles); empty when there is none."""
+    """The JSON sidecar of a confounds TSV (same name, BIDS common principles); empty when there is none.
+
+    Raises
+    ------
+    UserError
+        When it is no JSON object that describes each column by an object.
+    """
     sidecar = Path(path).with_suffix(".json")
-    return dict(read_json(sidecar)) if sidecar.is_file() else {}
+    if not sidecar.is_file():
+        return {}
+    content: Any = read_json(sidecar)
+    if not isinstance(content, dict) or not all(isinstance(column, dict) for column in content.values()):
+        raise UserError(f"{sidecar}: expected a JSON object that describes columns by objects, found something else")
+    return content
 
 
 def _today_name(column: str) -> str:
@@ -109,6 +120,11 @@ def without_gaps(column: pd.Series) -> pd.Series:
             f"displacements), found n/a or infinity in row {bad[0] + 1} ({bad.size} in all)"
         )
     return column
+
+
+def tells_displacement(confounds: pd.DataFrame) -> bool:
+    """Whether framewise displacement is in the table or can be computed from it."""
+    return "framewise_displacement" in confounds or all(name in confounds for name in MOTION)
 
 
 def framewise_displacement(confounds: pd.DataFrame) -> NDArray[np.float64]:

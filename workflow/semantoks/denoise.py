@@ -77,7 +77,7 @@ def load_strategy(name: str) -> Strategy:
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected YAML, found {error}") from None
     return parse_strategy(content, str(path))
 
@@ -90,15 +90,22 @@ def parse_strategy(content: Any, where: str) -> Strategy:
         _among(expansions or (), EXPANSIONS, f"{where}: confounds.{confound}")
     acompcor = _mapping(content.get("acompcor") or {}, None, f"{where}: acompcor")
     _among(acompcor, TISSUES, f"{where}: acompcor")
+    for tissue, most in acompcor.items():
+        _number(most, f"{where}: acompcor.{tissue}", whole=True)
     if acompcor and not content.get("cosines"):
         raise UserError(
             f"{where}: expected 'cosines: true' beside 'acompcor', found none; fMRIPrep removes these cosines before "
             "it computes aCompCor, so the components must not be regressed without them"
         )
     censoring = _mapping(content.get("censoring") or {}, Censoring, f"{where}: censoring")
-    missing = {"name", "description"} - set(content)
-    if missing:
-        raise UserError(f"{where}: expected the keys {sorted(missing)}, found {sorted(content)}")
+    for key, value in censoring.items():
+        if value is not None or key == "minimum_segment":
+            _number(value, f"{where}: censoring.{key}", whole=key == "minimum_segment")
+    for key in ("name", "description"):
+        if not isinstance(content.get(key), str) or not content[key].strip():
+            raise UserError(f"{where}: expected the key {key!r} with a text, found {content.get(key)!r}")
+    if not isinstance(content.get("cosines", False), bool):
+        raise UserError(f"{where}: cosines: expected true or false, found {content['cosines']!r}")
     return Strategy(
         name=content["name"],
         description=" ".join(content["description"].split()),
@@ -108,6 +115,13 @@ def parse_strategy(content: Any, where: str) -> Strategy:
         cosines=bool(content.get("cosines", False)),
         censoring=Censoring(**censoring),
     )
+
+
+def _number(value: Any, where: str, whole: bool) -> None:
+    """Refuse anything but a number above 0."""
+    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and value > 0
+    if not fits:
+        raise UserError(f"{where}: expected a {'whole ' if whole else ''}number above 0, found {value!r}")
 
 
 def _mapping(value: Any, known: type[Strategy | Censoring] | None, where: str) -> dict[str, Any]:
@@ -211,6 +225,7 @@ def kept_volumes(confounds: pd.DataFrame, censoring: Censoring, first: int = 0) 
     if censoring.std_dvars is not None:
         if "std_dvars" not in confounds:
             raise UserError("confounds: expected the column 'std_dvars' for censoring, found none")
+        without_gaps(confounds["std_dvars"])  # n/a elsewhere than in the first row would count as kept
         kept &= ~(confounds["std_dvars"].to_numpy() > censoring.std_dvars)
     kept = kept[first:]
     for start, end in stretches(kept):

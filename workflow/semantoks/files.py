@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata as package_metadata
@@ -245,19 +246,40 @@ def read_text_table(path: Path | str) -> pd.DataFrame:
 
 
 def read_number_table(path: Path | str) -> pd.DataFrame:
-    """Read the columns of a TSV or CSV table that hold nothing but numbers, as float64; ``n/a`` and empty is NaN."""
-    return _read_delimited(Path(path), dtype=None).select_dtypes("number").astype(np.float64)
+    """Read the columns of numbers of a TSV or CSV table, as float64; ``n/a`` and empty is NaN, columns of text are not.
+
+    Raises
+    ------
+    UserError
+        When the file is missing or no table, or a column that holds numbers elsewhere has text in some row.
+    """
+    table = _read_delimited(Path(path), dtype=None)
+    for name, column in table.select_dtypes(exclude="number").items():
+        as_number = pd.to_numeric(column, errors="coerce")
+        text = np.flatnonzero(column.notna() & as_number.isna())
+        if len(text) < as_number.notna().sum():
+            raise UserError(
+                f"{path}: column {name!r}: expected numbers, found {column.iloc[text[0]]!r} in row {text[0] + 1} "
+                f"({len(text)} such rows); correct the table"
+            )
+    return table.select_dtypes("number").astype(np.float64)
 
 
 def _read_delimited(path: Path, dtype: type | None) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: expected a table (TSV or CSV), found no file")
     separator = "," if ".csv" in path.suffixes else "\t"
+    options: Any = {"keep_default_na": False, "na_values": ["n/a", ""], "encoding": "utf-8-sig"}
     try:
-        table = pd.read_csv(
-            path, sep=separator, dtype=dtype, keep_default_na=False, na_values=["n/a", ""], encoding="utf-8-sig"
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # else fields beyond the header's get lost
+            table = pd.read_csv(path, sep=separator, dtype=dtype, index_col=False, **options)
+    except pd.errors.ParserWarning:
+        raise UserError(
+            f"{path}: expected as many fields in a row as the header has, found more; does the header lack the name "
+            "of the first column?"
+        ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected a {'CSV' if separator == ',' else 'TSV'} table, found {error}") from None
-    table.columns = table.columns.str.strip()
-    return table
+    stripped: pd.DataFrame = table.rename(columns=str.strip)
+    return stripped

@@ -24,7 +24,7 @@ from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
 from semantoks.fmriprep_database import knows
-from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs
+from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs, read_bids_filter
 from semantoks.fmriprep_prepare import check_ready, licence_file, prepare, subjects_folder
 from semantoks.fmriprep_process import Ended, end_containers, run_and_show, secret_variables
 from semantoks.fmriprep_retention import keep_used
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, _, session_name = arguments.participant.partition("_")
     participant = _label(name, "sub-")
     session = _label(session_name or arguments.session, "ses-") if session_name or arguments.session else None
-    chosen = read_json(settings.bids_filter_file) if settings.bids_filter_file else {}
+    chosen = read_bids_filter(settings.bids_filter_file)
     target = Target(participant, session, tuple(settings.output_spaces), chosen, arguments.runs)
     work = Path(settings.work_folder) if settings.work_folder else arguments.work
     job = Job(

@@ -42,7 +42,9 @@ def update_finished(
     there = [name for name in names if _has_outputs(derivatives, name)]
     listed = set(finished_before(folder, asked)) & set(there)
     waiting = [name for name in there if name not in listed and not (folder / f"{name}.json").exists()]
-    chosen = read_json(fmriprep["bids_filter_file"]) if fmriprep["bids_filter_file"] else {}
+    from semantoks.fmriprep_outputs import read_bids_filter  # here, as below
+
+    chosen = read_bids_filter(fmriprep["bids_filter_file"])
     finished = functools.partial(_is_finished, Path(source["path"]), derivatives, fmriprep, wanted, chosen)
     with ThreadPoolExecutor(16) as pool:
         answers = list(tqdm(pool.map(finished, waiting), total=len(waiting), desc="fMRIPrep outputs", disable=None))

@@ -57,6 +57,25 @@ class Target:
         return f"sub-{self.participant}" + (f"_ses-{self.session}" if self.session else "")
 
 
+def read_bids_filter(path: str | None) -> dict[str, dict[str, Any]]:
+    """Content of a file for fMRIPrep's ``--bids-filter-file``; everything, if there is none.
+
+    Raises
+    ------
+    UserError
+        When it is not a JSON object of queries (``bold``, ``t1w``, …), each with entities and values.
+    """
+    if not path:
+        return {}
+    content: Any = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(query, dict) for query in content.values()):
+        raise UserError(
+            f'{path}: expected queries with entities as in {{"bold": {{"task": "rest"}}}} (fMRIPrep\'s '
+            f"--bids-filter-file), found {content!r}"
+        )
+    return content
+
+
 def raw_runs(bids: Path, target: Target) -> list[str]:
     """Raw BOLD runs of the target, by name without echo; phase images are no runs."""
     folder = bids / f"sub-{target.participant}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import bids2table
 import nibabel
@@ -96,6 +97,9 @@ def _with_derivatives(listing: pd.DataFrame, cohort: Mapping[str, Any], status_f
     with ThreadPoolExecutor(16) as pool:  # fMRIPrep's sidecars need not repeat it
         sparse = list(pool.map(_is_sparse, (row["paths"][0] for row in records)))
     for row, without_interval in zip(records, sparse, strict=True):
+        if row["exclude_reason"] is not None:
+            rows.append(row | {"paths": ("",)})
+            continue
         row |= found.get(row["recording_id"], missing)
         participant = row["participant_id"]
         status = ended.get((participant, row["session_id"])) or ended.get((participant, None)) or {"status": "done"}
@@ -110,43 +114,71 @@ def _with_derivatives(listing: pd.DataFrame, cohort: Mapping[str, Any], status_f
 def _describe_files(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
     """TR, number of frames and reason of each recording; headers and sidecars are read in parallel."""
     override = cohort["tr"]
-    rows: list[tuple[float | None, int | None, str | None]]
+    rows: list[Described]
     if cohort["source"]["type"] == "files":
         reason = None if override else "no TR: set 'tr' in the cohort file, time-series files do not tell it"
-        rows = [(override, None, reason)] * len(listing)
+        rows = [Described(override, None, reason)] * len(listing)
     else:
         with ThreadPoolExecutor(16) as pool:
             rows = list(pool.map(functools.partial(_describe_image, override=override), listing["bold_path"]))
-    return pd.DataFrame(rows, columns=["tr", "n_frames", "header_reason"], index=listing.index, dtype=object).astype(
-        {"tr": float}
-    )
+    _tell_of_other_trs(rows, listing["recording_id"])
+    table = pd.DataFrame(rows, columns=list(Described._fields), index=listing.index, dtype=object)
+    return table.drop(columns="header_tr").astype({"tr": float})
 
 
-def _describe_image(path: str | None, override: float | None) -> tuple[float | None, int | None, str | None]:
+class Described(NamedTuple):
+    """What sidecar and header say: TR in s, frames, why the image cannot be used, and the header's own TR in s."""
+
+    tr: float | None
+    n_frames: int | None
+    header_reason: str | None
+    header_tr: float | None = None
+
+
+def _tell_of_other_trs(rows: Sequence[Described], recordings: pd.Series) -> None:
+    """Say where the header contradicts the sidecar, which BIDS has decide."""
+    pairs = zip(rows, recordings, strict=True)
+    other = [
+        f"{name} ({row.tr:g} and {row.header_tr:g} s)"
+        for row, name in pairs
+        if row.tr and row.header_tr and abs(row.header_tr / row.tr - 1) > 0.01
+    ]
+    if other:
+        print(
+            f"TR of sidecar (or cohort file) and header differ in {len(other)} recordings, the first is taken: "
+            f"{', '.join(other[:5])}{' …' if len(other) > 5 else ''}",
+            file=sys.stderr,
+        )
+
+
+def _describe_image(path: str | None, override: float | None) -> Described:
     if path is None:
-        return override, None, None
+        return Described(override, None, None)
     if not Path(path).exists():
-        return override, None, f"unreadable: {path} is a link to nothing (annexed data not fetched?)"
+        return Described(override, None, f"unreadable: {path} is a link to nothing (annexed data not fetched?)")
     try:
         sidecar = _sidecar(Path(path))
     except (OSError, ValueError) as error:
-        return override, None, f"unreadable sidecar of {Path(path).name}: {error}"
-    tr = override or sidecar.get("RepetitionTime")
+        return Described(override, None, f"unreadable sidecar of {Path(path).name}: {error}")
     if "VolumeTiming" in sidecar:
-        return tr, None, SPARSE
+        return Described(override, None, SPARSE)
     if Path(path).stat().st_size == 0:
-        return tr, None, "empty image"
+        return Described(override, None, "empty image")
     try:
         header = _header(Path(path))
     except (nibabel.filebasedimages.ImageFileError, HeaderDataError, ValueError, *DAMAGED) as error:
-        return tr, None, f"unreadable image: {error}"
+        return Described(override, None, f"unreadable image: {error}")
     shape = header.get_data_shape()
     if len(shape) != 4:
-        return tr, None, f"expected a 4D image, found {len(shape)}D"
-    tr = tr or _header_tr(header)
-    if tr is None or not 0.05 <= tr <= 30:
-        return None, int(shape[3]), f"TR: expected 0.05 to 30 s in the sidecar or header, found {tr}"
-    return float(tr), int(shape[3]), None
+        return Described(override, None, f"expected a 4D image, found {len(shape)}D")
+    tr: Any = override
+    if tr is None:
+        tr = sidecar["RepetitionTime"] if "RepetitionTime" in sidecar else _header_tr(header)
+    known = isinstance(tr, int | float) and not isinstance(tr, bool)
+    if not known or not 0.05 <= tr <= 30:
+        found = "none" if tr is None else repr(tr)
+        return Described(None, int(shape[3]), f"TR: expected 0.05 to 30 s in the sidecar or header, found {found}")
+    return Described(float(tr), int(shape[3]), None, _header_tr(header))
 
 
 def _sidecar(path: Path) -> Mapping[str, Any]:
@@ -179,10 +211,12 @@ def _header(path: Path) -> Any:
 
 
 def _header_tr(header: Any) -> float | None:
-    """TR in seconds from the NIfTI header, whose unit may be ms; None when it is not set."""
-    scale = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(header.get_xyzt_units()[1], 1.0)
-    tr = float(header.get_zooms()[3]) * scale
-    return tr if tr > 0 else None
+    """TR in seconds from the NIfTI header, whose unit may be ms; None when it is not set.
+
+    Without a unit the number means nothing: libraries write 1 there when nobody tells them the TR.
+    """
+    scale = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(header.get_xyzt_units()[1])
+    return None if scale is None else float(header.get_zooms()[3]) * scale or None
 
 
 def _describe_hdf5(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:

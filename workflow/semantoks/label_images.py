@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from semantoks.errors import UserError
@@ -63,13 +64,16 @@ def _read_volume(path: Path | str, what: str) -> tuple[NDArray[Any], NDArray[np.
     try:
         image: Any = nibabel.load(path)
         values = np.asarray(image.dataobj)
-    except (ImageFileError, OSError, ValueError, EOFError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, OSError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: expected a NIfTI {what}, found something unreadable ({error})") from None
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     if values.ndim != 3:
         raise UserError(f"{path}: expected a 3D {what}, found {values.ndim} dimensions {values.shape}")
-    return values, np.asarray(image.affine, dtype=np.float64)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise UserError(f"{path}: expected an affine that leads from voxels to mm, found {affine.tolist()}")
+    return values, affine
 
 
 def write_label_image(path: Path | str, labels: Labels, affine: NDArray[np.float64]) -> None:
@@ -205,6 +209,12 @@ def check_labels(table: pd.DataFrame, where: str) -> None:
         double = table[column][table[column].duplicated()]
         if len(double):
             raise UserError(f"{where}: column {column!r}: expected different values, found {double.iloc[0]} twice")
+    background = table.loc[table["index"] == 0, "name"]
+    if len(background):
+        raise UserError(
+            f"{where}: expected parcels, whose indices start at 1, found {background.iloc[0]!r} with index 0, which is "
+            "the background; delete that row"
+        )
     gaps = sorted(set(range(1, len(table) + 1)) - set(table["index"]))
     if gaps:
         found = f"{table['index'].min()} to {table['index'].max()}"

@@ -18,6 +18,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from semantoks.errors import UserError
@@ -62,7 +63,7 @@ def open_bold(path: Path | str) -> Bold:
         raise UserError(f"{path}: expected a 4D NIfTI image, found {what}")
     try:
         image: Any = nibabel.load(path)
-    except (ImageFileError, ValueError, *DAMAGED) as error:
+    except (ImageFileError, HeaderDataError, ValueError, *DAMAGED) as error:
         raise UserError(f"{path}: expected a 4D NIfTI image, found something unreadable ({error})") from None
     if len(image.shape) != 4:
         raise UserError(f"{path}: expected a 4D image, found {len(image.shape)}D {image.shape}")

@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import os
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from semantoks import signals
-from semantoks.confounds import framewise_displacement, longest_gap, n_non_steady, read_confounds
+from semantoks.confounds import (
+    framewise_displacement,
+    longest_gap,
+    n_non_steady,
+    read_confounds,
+    tells_displacement,
+)
 from semantoks.confounds import read_confounds_sidecar as read_sidecar
 from semantoks.denoise import Strategy, degrees_of_freedom, design, kept_volumes, load_strategy
 from semantoks.errors import UserError, run_command
@@ -189,10 +196,7 @@ def read_noise(path: str | None, n_volumes: int, strategy: Strategy) -> Noise:
     kept = kept_volumes(confounds, strategy.censoring, first)
     if not kept.any():
         raise UserError(f"every volume is censored by the denoising strategy {strategy.name} or not in steady state")
-    try:
-        displacement = framewise_displacement(confounds)[first:]
-    except UserError:
-        displacement = None
+    displacement = framewise_displacement(confounds)[first:] if tells_displacement(confounds) else None
     return Noise(first, regressors, kept, displacement)
 
 
@@ -306,6 +310,9 @@ def _attempt(task: tuple[Mapping[str, Any], AtlasFiles, Strategy, ParcellateSett
             record |= parcellate_recording(row, atlas, strategy, settings)
         except (ValueError, OSError, MemoryError) as error:
             record["exclude_reason"] = str(error) or type(error).__name__
+        except Exception as error:  # whatever a library raises on files like nobody has seen
+            traceback.print_exc()
+            record["exclude_reason"] = f"parcellation failed: {type(error).__name__}: {error}"
     return record
 
 

@@ -345,6 +345,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--atlas", type=Path, help="folder of the stages atlas and networks, for the summary")
     parser.add_argument("--output-folder", type=Path, help="folder of the summary")
     arguments = parser.parse_args(argv)
+    if arguments.summary and not (arguments.atlas and arguments.output_folder):
+        parser.error("--summary needs --atlas and --output-folder")
+    if not arguments.summary and not (arguments.output and len(arguments.timeseries) == 1):
+        parser.error("give --output and one file of --timeseries, or --summary")
     simulated = arguments.settings.pop("simulated", False)
     settings = QcSettings(**arguments.settings)
     if arguments.summary:

@@ -5,6 +5,7 @@ The job graph is made from this listing; :mod:`semantoks.index` reads headers an
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -86,9 +87,10 @@ def list_derivatives(
     images = _bids_images(Path(path or cohort["source"]["path"]), cohort, participants)
     if images.empty:
         return images
-    images = images[(images["desc"] == "preproc") & (images["space"] == cohort["space"])]
+    wanted = (images["desc"] == "preproc") & (images["space"] == cohort["space"])
     if cohort["resolution"] is not None:
-        images = images[images["res"] == cohort["resolution"]]
+        wanted &= images["res"] == cohort["resolution"]
+    images = images[wanted | (images["image"] == "")]
     images = _without_single_echoes(images)
     columns = [images[name] for name in ("image", "recording_id", "beside")]
     images["paths"] = [(image, *_beside(image, name, there)) for image, name, there in zip(*columns, strict=True)]
@@ -104,8 +106,10 @@ def _beside(image: str, recording_id: str, there: frozenset[str]) -> tuple[str, 
     ``there``: names of the files in the image's folder.
     """
     folder, name = os.path.split(image)
-    masks = [re.sub(r"_desc-preproc_bold\.nii(\.gz)?$", r"_desc-brain_mask.nii\1", name)]
-    masks += [re.sub(r"_preproc\.nii(\.gz)?$", r"_brainmask.nii\1", name)]
+    stem, _, packed = name.partition(".nii")
+    endings = [f".nii{packed}", ".nii.gz", ".nii"]  # its own first: two programs may have written image and mask
+    masks = [re.sub("_desc-preproc_bold$", "_desc-brain_mask", stem) + ending for ending in endings]
+    masks += [re.sub("_preproc$", "_brainmask", stem) + ending for ending in endings]
     confounds = [f"{recording_id}_{ending}.tsv" for ending in CONFOUNDS]
     chosen = (next((name for name in names if name in there), None) for names in (masks, confounds))
     mask_path, confounds_path = (os.path.join(folder, name) if name else "" for name in chosen)
@@ -117,8 +121,8 @@ def _list_raw(cohort: Mapping[str, Any]) -> pd.DataFrame:
     if images.empty:
         return images
     images = images[images["space"].isna() & images["desc"].isna()]
-    phase = images["part"] == "phase"
-    images = images[~phase]
+    images = images[~images["part"].isin(["phase", "real", "imag"])]
+    check_unique(images.assign(paths=images["image"].map(lambda image: (image,))), cohort["name"])
     # Echoes (and magnitude parts) of a run are one recording: fMRIPrep combines them.
     images["recording_id"] = images["recording_id"].str.replace(r"_(echo|part)-[A-Za-z0-9]+", "", regex=True)
     images = images.sort_values("image")
@@ -132,7 +136,8 @@ def _list_raw(cohort: Mapping[str, Any]) -> pd.DataFrame:
 def _bids_images(root: Path, cohort: Mapping[str, Any], participants: Sequence[str] | None = None) -> pd.DataFrame:
     """BOLD images of a BIDS folder with their entities as text, tasks and entities filtered.
 
-    ``beside`` holds the names of the masks and confounds in the image's folder.
+    ``beside`` holds the names of the masks and confounds in the image's folder. A folder that is a link to nothing is
+    one row with its reason and without ``image``.
     """
     # fMRIPrep that failed for everyone has not made its folder
     folders = _bids_folders(root, "sub") if root.exists() else []
@@ -144,7 +149,8 @@ def _bids_images(root: Path, cohort: Mapping[str, Any], participants: Sequence[s
     for entity, labels in wanted.items():
         if labels is not None:
             column = images["session_id" if entity == "ses" else entity]
-            images = images[[entity_fits(label, labels) for label in column]]
+            fits = column.map(functools.partial(entity_fits, allowed=labels)).astype(bool)
+            images = images[fits | (images["image"] == "")]
     return images.copy()
 
 
@@ -157,7 +163,11 @@ def _bids_folders(parent: Path, entity: str) -> list[Path]:
     """Folders ``sub-…`` or ``ses-…``, by name; one whose label BIDS forbids is an error, not silently left out."""
     try:
         with os.scandir(parent) as entries:
-            names = sorted(entry.name for entry in entries if entry.name.startswith(f"{entity}-") and entry.is_dir())
+            names = sorted(
+                entry.name
+                for entry in entries
+                if entry.name.startswith(f"{entity}-") and (entry.is_dir() or _leads_nowhere(Path(entry)))
+            )
     except OSError as error:
         raise UserError(
             f"{parent}: expected a folder that can be read, found: {error.strerror}; correct path or permissions"
@@ -174,9 +184,17 @@ def _bids_folders(parent: Path, entity: str) -> list[Path]:
 
 def _images_of_participant(folder: Path) -> list[dict[str, Any]]:
     """BOLD images in the ``func`` folders of a participant; nothing else (``figures``, ``log``, …) is looked into."""
+    participant = folder.name.removeprefix("sub-")
+    if _leads_nowhere(folder):
+        return [_missing_row(folder, participant, None)]
     rows = []
-    for func in (one / "func" for one in (folder, *_bids_folders(folder, "ses"))):
-        if func.is_dir():
+    for parent in (folder, *_bids_folders(folder, "ses")):
+        func = parent / "func"
+        gone = next((path for path in (parent, func) if _leads_nowhere(path)), None)
+        if gone is not None:
+            session = parent.name.removeprefix("ses-") if parent != folder else None
+            rows.append(_missing_row(gone, participant, session))
+        elif func.is_dir():
             try:
                 names = sorted(os.listdir(func))
             except OSError as error:
@@ -187,8 +205,21 @@ def _images_of_participant(folder: Path) -> list[dict[str, Any]]:
             images = [
                 name for name in names if name.endswith(("_bold.nii.gz", "_bold.nii")) or OLD_NAME.fullmatch(name)
             ]
-            rows += [_image_row(func / name, folder.name.removeprefix("sub-"), beside) for name in images]
+            rows += [_image_row(func / name, participant, beside) for name in images]
     return rows
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def _missing_row(folder: Path, participant: str, session: str | None) -> dict[str, Any]:
+    """Stands for the recordings in a folder that is a link to nothing."""
+    row: dict[str, Any] = dict.fromkeys([*COLUMNS[:-2], "image"], None)
+    name = f"sub-{participant}" + (f"_ses-{session}" if session else "")
+    reason = f"{folder} is a link to nothing (data not fetched, or a disk that is not mounted?)"
+    row |= {"participant_id": participant, "session_id": session, "recording_id": name, "exclude_reason": reason}
+    return row | {"image": "", "beside": frozenset()}
 
 
 def _image_row(image: Path, participant: str, beside: frozenset[str]) -> dict[str, Any]:
