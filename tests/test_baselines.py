@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +174,32 @@ class TestConfounds:
         assert design.shape == (4, 5)
         design = self.make().design(Phenotype("site", "site", "classification"), np.array([0, 1, 2]))
         assert design.shape == (4, 4)
+
+    def test_the_training_part_decides_what_is_a_number(self) -> None:
+        """One tested participant with a word for an age changes nobody else's row."""
+        ages = pd.Series([str(20 + number % 6) for number in range(20)], index=[str(n) for n in range(20)])
+        odd = ages.copy()
+        odd.iloc[19] = "unknown"
+        training = np.arange(15)
+        dx = Phenotype("dx", "dx", "classification")
+        made, changed = (Confounds("c", list(ages.index), {"age": age}).design(dx, training) for age in (ages, odd))
+        np.testing.assert_array_equal(changed[:19], made[:19])
+        assert changed[19, 0] == 0  # the training mean
+
+    @pytest.mark.parametrize("said", ["unknown", "90+", "inf"])
+    def test_a_word_among_many_numbers_is_an_error(self, said: str) -> None:
+        ages = [str(number) for number in range(20, 39)] + [said]
+        table = pd.DataFrame({"age": ages}, index=[str(n) for n in range(20)])
+        table.attrs["path"] = "people.tsv"
+        cohort = Cohort({"path": "t"}, {}, confounds=("age",))
+        with pytest.raises(UserError, match=rf"people.tsv: confounds: column 'age': .*found {re.escape(said)};"):
+            make_confounds(cohort, table, list(table.index), None)
+
+    def test_codes_of_missing_values_are_those_of_a_phenotype_on_the_same_column(self) -> None:
+        table = pd.DataFrame({"age": ["20", "40", "-9999.0", "60"]}, index=list("1234"))
+        cohort = Cohort({"path": "t"}, {"age": replace(AGE, missing=["-9999"])}, confounds=("age",))
+        made = make_confounds(cohort, table, list("1234"), None)
+        assert made.columns["age"].isna().tolist() == [False, False, True, False]
 
     def test_site_numbers_are_names(self) -> None:
         table = self.table.assign(site=["1", "1", "2", "3"])

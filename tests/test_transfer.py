@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from evaluation_cases import cohort_settings, defaults, participants_table, write_embeddings, write_shards
 from semantoks import probe, splits, tables
 from semantoks.errors import UserError
-from semantoks.files import read_metadata, read_table
+from semantoks.files import provenance, read_metadata, read_table, write_table
 from semantoks.scores import score_tables
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -173,12 +174,6 @@ class TestRows:
         with pytest.raises(UserError, match="ComBat has no estimate for a site it was not fitted on"):
             study.row("fc-combat", *study.time_series)
 
-    def test_confounds_with_other_names(self, tmp_path: Path) -> None:
-        two = TwoCohorts(tmp_path, confounds=["age"])
-        two.split()
-        with pytest.raises(UserError, match="expected the same confounds in abroad and home"):
-            two.row("confounds")
-
     def test_other_parcels_are_refused(self, study: TwoCohorts, tmp_path: Path) -> None:
         names = [f"other-{number}" for number in range(20)]
         path = write_shards(tmp_path / "other.parquet", study.abroad_bold, cohort="abroad", roi_names=names)
@@ -221,6 +216,99 @@ class TestRows:
         rows = study.row("tiny_seed-0", "--embeddings", *paths, *options)
         # y is in that cohort, but this encoder was not trained on it
         assert set(rows.loc[rows["transductive"], "participant_id"]) == {"002", "007"}
+
+
+def motion(folder: Path, cohort: str, names: Iterable[str], mean_fd: float) -> str:
+    """A table of the stage qc in which every recording moved as much."""
+    table = pd.DataFrame({"cohort": cohort, "participant_id": list(names), "mean_fd": mean_fd, "exclude_reason": None})
+    path = folder / f"{cohort}_qc.parquet"
+    write_table(path, table.astype({"exclude_reason": "string"}), provenance("qc", {}, ()))
+    return str(path)
+
+
+class TestConfounds:
+    """The row that is there by default: of two cohorts it takes what both know."""
+
+    @pytest.mark.parametrize("without", ["abroad", "home", "both"])
+    def test_a_cohort_without_sites(self, tmp_path: Path, capsys: Any, without: str) -> None:
+        two = TwoCohorts(tmp_path)
+        if without != "home":
+            two.settings["site_column"] = None
+        if without != "abroad":
+            two.home_settings["site_column"] = None
+        two.split()
+        assert len(two.row("confounds")) > 0
+        said = "confounds: site is left out" in capsys.readouterr().err
+        assert said == (without != "both")
+        about = read_metadata(tmp_path / "confounds.parquet")["confounds"]
+        assert about == {"used": ["age", "sex"], "left_out": [] if without == "both" else ["site"]}
+
+    @pytest.mark.parametrize("known", ["abroad", "home"])
+    def test_motion_known_in_one_cohort(self, tmp_path: Path, capsys: Any, known: str) -> None:
+        two = TwoCohorts(tmp_path)
+        two.split()
+        qc = [
+            motion(tmp_path, cohort, bold, 0.1 if cohort == known else np.nan)
+            for cohort, bold in (("home", two.home_bold), ("abroad", two.abroad_bold))
+        ]
+        assert len(two.row("confounds", "--qc", *qc)) > 0
+        other = {"abroad": "home", "home": "abroad"}[known]
+        assert f"confounds: mean_fd is left out, {other} does not know it" in capsys.readouterr().err
+
+    def test_a_column_that_one_cohort_does_not_name(self, tmp_path: Path, capsys: Any) -> None:
+        two = TwoCohorts(tmp_path, confounds=["age"])
+        two.split()
+        two.row("confounds")
+        assert "confounds: sex is left out, abroad does not know it" in capsys.readouterr().err
+
+    def coded(self, folder: Path, home: dict[str, str], abroad: dict[str, str]) -> TwoCohorts:
+        """Sex is the diagnosis, under other codes in each cohort: patients are F, controls M."""
+        two = TwoCohorts(folder, confounds=["sex"])
+        two.home_settings["confounds"] = ["sex"]
+        sex = {"patient": "F", "control": "M", "1": "F", "2": "M"}
+        for name, codes in (("home", home), ("abroad", abroad)):
+            path = folder / f"{name}.tsv"
+            table = pd.read_csv(path, sep="\t", dtype=str)
+            table.assign(sex=table["group"].map(sex).map(codes)).to_csv(path, sep="\t", index=False)
+        return two
+
+    def test_other_codes_are_refused(self, tmp_path: Path) -> None:
+        two = self.coded(tmp_path, {"F": "0", "M": "1"}, {"F": "1", "M": "2"})
+        two.split()
+        with pytest.raises(
+            UserError, match=r"abroad: confounds: column sex: .* the codes 0, 1 of home, found 2; .*values"
+        ):
+            two.row("confounds")
+
+    @pytest.mark.parametrize(
+        ("home", "abroad"),
+        [
+            ({"F": "0", "M": "1"}, {"F": "1", "M": "2"}),
+            ({"F": "0", "M": "1"}, {"F": "F", "M": "M"}),
+            ({"F": "F", "M": "M"}, {"F": "2", "M": "1"}),
+            ({"F": "1", "M": "0"}, {"F": "0", "M": "1"}),
+        ],
+    )
+    def test_codes_are_translated_by_a_phenotype_on_the_same_column(
+        self, tmp_path: Path, home: dict[str, str], abroad: dict[str, str]
+    ) -> None:
+        two = self.coded(tmp_path, home, abroad)
+        for settings, codes in ((two.home_settings, home), (two.settings, abroad)):
+            values = {} if codes["F"] == "F" else {code: name for name, code in codes.items()}
+            settings["phenotypes"] |= {"sex": {"column": "sex", "type": "classification", "values": values}}
+        two.split()
+        rows = two.row("confounds")
+        rows = rows[(rows["phenotype"] == "group") & (rows["head"] == "logistic")]
+        assert (np.stack(rows["y_score"]).argmax(axis=1) == rows["y_true"]).all()
+
+    def test_words_abroad_for_numbers_at_home(self, tmp_path: Path) -> None:
+        two = TwoCohorts(tmp_path)
+        path = tmp_path / "abroad.tsv"
+        table = pd.read_csv(path, sep="\t", dtype=str)
+        table.assign(age=["old", "young"] * 20).to_csv(path, sep="\t", index=False)
+        two.split()
+        with pytest.raises(UserError, match=r"abroad: confounds: column age: expected numbers as in home, found old"):
+            two.row("confounds")
 
 
 class TestTable:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from semantoks.baselines.confounds import Confounds
 from semantoks.baselines.feature_table import FeatureTable
 from semantoks.baselines.features import CropFeatures, Features
 from semantoks.baselines.linear import fit, principal_scores, tune
@@ -163,7 +164,11 @@ def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame,
     nulls = permuted.table()
     nulls.insert(0, "cohort", cohort)
     nulls.insert(2, "pretrain_seed", pd.Series(rows[-1]["pretrain_seed"].iloc[0], index=nulls.index, dtype="Int64"))
-    return with_key(pd.concat(rows), cohort), nulls, study.describe()
+    about = study.describe()
+    for features in alternatives:
+        if isinstance(features, Confounds):
+            about["confounds"] = {"used": sorted(features.columns), "left_out": list(features.left_out)}
+    return with_key(pd.concat(rows), cohort), nulls, about
 
 
 def turns(

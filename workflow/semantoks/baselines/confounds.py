@@ -10,28 +10,36 @@ import numpy.typing as npt
 import pandas as pd
 
 from semantoks.baselines.features import Index, Matrix, standardise
-from semantoks.phenotypes import Cohort, Phenotype, column_of, sites
+from semantoks.errors import UserError
+from semantoks.phenotypes import Cohort, Phenotype, as_code, column_of, examples, sites
+
+MOST_CATEGORIES = 10
+"""A column with more different numbers than this holds a quantity; a word in it is a mistake or a missing code."""
 
 
 @dataclass(frozen=True)
 class Confounds:
-    """Confound columns of every participant, as text or numbers; ``columns`` maps source column to its values."""
+    """Confound columns of every participant, as text or numbers; ``columns`` maps source column to its values.
+
+    ``left_out`` names those that are known in one of two cohorts only.
+    """
 
     name: str
     participants: list[str]
     columns: dict[str, pd.Series]
+    left_out: tuple[str, ...] = ()
 
     def design(self, phenotype: Phenotype, training: Index) -> Matrix:
         """Numbers standardised, categories as one column each; the phenotype's own column is left out.
 
-        A category that no training participant has (an unseen site) is all zeros; a missing number is the training
-        mean.
+        The training rows decide which a column is: who is tested changes nobody else's row. A category that no
+        training participant has (an unseen site) is all zeros; a missing number is the training mean.
         """
         parts: list[Matrix] = []
         for source, values in self.columns.items():
             if source == phenotype.column:
                 continue
-            numbers = _as_numbers(values)
+            numbers = _as_numbers(values, training)
             if numbers is not None:
                 parts.append(standardise(numbers[:, None], training))
             else:
@@ -41,10 +49,10 @@ class Confounds:
         return np.concatenate(parts, axis=1)
 
 
-def _as_numbers(values: pd.Series) -> npt.NDArray[np.float64] | None:
-    """The values as numbers, NaN where missing; None when any is no number."""
+def _as_numbers(values: pd.Series, training: Index) -> npt.NDArray[np.float64] | None:
+    """The values as numbers, NaN where missing or a word; None when a training row holds a word."""
     numbers = pd.to_numeric(values, errors="coerce")
-    if (numbers.isna() & values.notna()).any():
+    if (numbers.isna() & values.notna()).iloc[training].any():
         return None
     return numbers.to_numpy(dtype=np.float64)
 
@@ -74,7 +82,7 @@ def make_confounds(
     if mean_fd is not None and mean_fd.notna().any():
         columns["mean_fd"] = mean_fd.reindex(rows.index)
     for name in cohort.confounds:
-        columns[name] = column_of(rows, name, "confounds")
+        columns[name] = confound_values(cohort, rows, name)
     return Confounds("confounds", list(participants), columns)
 
 
@@ -85,6 +93,28 @@ def make_covariates(cohort: Cohort, table: pd.DataFrame, participants: Sequence[
     """
     rows = table.reindex(list(participants))
     rows.attrs.update(table.attrs)
-    return Confounds(
-        "covariates", list(participants), {name: column_of(rows, name, "confounds") for name in cohort.confounds}
-    )
+    columns = {name: confound_values(cohort, rows, name) for name in cohort.confounds}
+    return Confounds("covariates", list(participants), columns)
+
+
+def confound_values(cohort: Cohort, rows: pd.DataFrame, name: str) -> pd.Series:
+    """A confound's column as text, null where missing (also by the codes of a phenotype on the same column).
+
+    Raises
+    ------
+    UserError
+        When words, or infinity, stand among many different numbers.
+    """
+    values = column_of(rows, name, "confounds")
+    described = [phenotype for phenotype in cohort.phenotypes.values() if phenotype.column == name]
+    missing = {as_code(code) for phenotype in described for code in phenotype.missing}
+    values = values.mask(values.map(as_code, na_action="ignore").isin(missing))
+    numbers = pd.to_numeric(values, errors="coerce")
+    words = values[values.notna() & ~np.isfinite(numbers.to_numpy(dtype=np.float64))]
+    if len(words) and numbers.nunique() > MOST_CATEGORIES:
+        raise UserError(
+            f"{rows.attrs.get('path', 'participants table')}: confounds: column {name!r}: expected numbers, as in most "
+            f"rows, found {examples(sorted(set(words)))}; correct the table, or list such codes under "
+            "participants.missing"
+        )
+    return values

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from semantoks.baselines.confounds import Confounds, make_confounds, make_covariates
+from semantoks.baselines.confounds import make_covariates
 from semantoks.baselines.connectivity import read_connectivity
 from semantoks.baselines.feature_table import FeatureTable, read_feature_table
 from semantoks.baselines.features import CropFeatures, Features, read_embeddings
+from semantoks.baselines.joined_confounds import read_confounds
 from semantoks.baselines.overlap import seen_by_content, seen_in_pretraining
 from semantoks.baselines.study import Study
 from semantoks.baselines.tasks import split_participants
@@ -70,58 +70,6 @@ def _encoders(arguments: argparse.Namespace, study: Study) -> list[CropFeatures]
         seen = seen_in_pretraining(encoder, pretrained, people, twins, study)
         found.append(replace(read_embeddings(paths), seen=seen))
     return found
-
-
-def read_mean_fd(qc: Sequence[str]) -> pd.DataFrame | None:
-    """Mean framewise displacement [mm], averaged over usable recordings; None without QC files.
-
-    Returns
-    -------
-    Columns cohort, participant_id, mean_fd.
-    """
-    if not qc:
-        return None
-    table = read_tables(qc, ["cohort", "participant_id", "mean_fd", "exclude_reason"])
-    table = table[table["exclude_reason"].isna()]
-    return table.groupby(["cohort", "participant_id"])["mean_fd"].mean().reset_index()
-
-
-def read_confounds(study: Study, participants: Sequence[str], qc: Sequence[str]) -> Confounds:
-    """Confounds of the named participants; those of a second cohort are taken by the same column names."""
-    motion = read_mean_fd(qc)
-    made = []
-    for cohort, table in zip(study.cohorts, study.tables, strict=True):
-        wanted = set(participants)
-        ids = [
-            name for name, key in zip(table.index, study.keys(cohort, list(table.index)), strict=True) if key in wanted
-        ]
-        own = None
-        if motion is not None:
-            rows = motion if not study.transfers else motion[motion["cohort"] == cohort.name]
-            own = rows.set_index("participant_id")["mean_fd"]
-        one = make_confounds(cohort, table, sorted(ids), own)
-        made.append(replace(one, participants=study.keys(cohort, one.participants)))
-    return _joined_confounds(made, study)
-
-
-def _joined_confounds(made: Sequence[Confounds], study: Study) -> Confounds:
-    if len(made) == 1:
-        return made[0]
-    # The site is a confound of both whatever its column is called.
-    named = [
-        {("site" if source == cohort.site_column else source): values for source, values in one.columns.items()}
-        for one, cohort in zip(made, study.cohorts, strict=True)
-    ]
-    if set(named[0]) != set(named[1]):
-        raise UserError(
-            f"confounds: expected the same confounds in {study.tested.name} and {study.fitted.name}, found "
-            f"{sorted(named[0])} and {sorted(named[1])}; give their columns the same names"
-        )
-    participants = [key for one in made for key in one.participants]
-    columns = {
-        source: pd.concat([columns[source] for columns in named]).set_axis(participants) for source in sorted(named[1])
-    }
-    return Confounds(CONFOUNDS, participants, columns)
 
 
 def _own_table(row: str, settings: Mapping[str, Any], study: Study) -> FeatureTable:
