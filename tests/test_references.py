@@ -167,11 +167,40 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return Study(tmp_path_factory.mktemp("study"), *planted(60))
 
 
+def own_splits(study: Study, folder: Path, protocols: list[str], tested: Any) -> Study:
+    """The same cohort with a user's split."""
+    part = np.where(tested, "test", np.where(np.arange(60) // 3 % 3 == 0, "validation", "train"))
+    given = pd.DataFrame({"participant_id": study.table["participant_id"], "part": part})
+    given.to_csv(folder / "own.tsv", sep="\t", index=False)
+    none = {"regression": 0, "classification": 0, "classification_up_to": None}
+    settings = study.settings["probe"] | {"protocols": protocols, "split_file": str(folder / "own.tsv")}
+    settings |= {"solved_repetitions": 1, "repetitions": 1, "permutations": none}
+    phenotypes = {"score": {"column": "score", "type": "regression"}}
+    return Study(folder, *planted(60), phenotypes=phenotypes, probe=settings)
+
+
 class TestRowsOfAStudy:
     def test_combat_has_random_splits_only_and_says_so(self, study: Study, capsys: Any) -> None:
         rows = study.row("fc-combat", "--shards", str(study.shards))
         assert set(rows["protocol"]) == {"random"}
-        assert "random splits only, because ComBat has no estimate for a site" in capsys.readouterr().err
+        assert "random and given splits only, because ComBat has no estimate for a site" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("protocols", [["random"], ["leave-site-out"]])
+    def test_combat_of_own_splits_that_hold_out_a_site(
+        self, study: Study, tmp_path: Path, capsys: Any, protocols: list[str]
+    ) -> None:
+        """It would be scored unharmonised."""
+        made = own_splits(study, tmp_path, protocols, study.table["site"] == "site2")
+        if protocols == ["leave-site-out"]:
+            with pytest.raises(UserError, match=r"fitted on \(given splits hold out site2\); add random"):
+                made.row("fc-combat", "--shards", str(made.shards))
+            return
+        assert set(made.row("fc-combat", "--shards", str(made.shards))["protocol"]) == {"random"}
+        assert "random splits only" in capsys.readouterr().err
+
+    def test_combat_of_own_splits_that_know_all_sites(self, study: Study, tmp_path: Path) -> None:
+        made = own_splits(study, tmp_path, ["random"], np.arange(60) % 4 == 0)
+        assert set(made.row("fc-combat", "--shards", str(made.shards))["protocol"]) == {"random", "given"}
 
     def test_kernel_is_ridge(self, study: Study) -> None:
         assert set(study.row("fc-kernel", "--shards", str(study.shards))["row"]) == {"fc-kernel-ridge"}
@@ -212,6 +241,21 @@ class TestBadFeatureTables:
             (lambda table: table.assign(x="high"), r"column 'x': expected finite numbers, found high"),
             (lambda table: table.assign(x="inf"), r"column 'x': expected finite numbers, found inf"),
             (lambda table: table.assign(x="n/a"), r"expected numbers in the columns x, found none"),
+            (
+                lambda table: table[["participant_id"]],
+                r"expected columns with numbers beside participant_id, found none",
+            ),
+            (
+                lambda table: table.assign(participant_id=[*table["participant_id"][:3], None, " "]),
+                r"2 rows have no participant_id; fill them in or delete the rows",
+            ),
+            *(
+                (
+                    lambda table, name=name: table.assign(**{name: range(5)}),
+                    rf"expected one row per participant.*{name}",
+                )
+                for name in ("session_id", "session", "ses", "run", "recording_id", "task", "cohort")
+            ),
         ],
     )
     def test_they_are_refused(self, tmp_path: Path, change: Any, message: str) -> None:
@@ -220,6 +264,43 @@ class TestBadFeatureTables:
         settings = {"path": str(tmp_path / "own.tsv"), "id_column": "participant_id", "columns": None}
         with pytest.raises(UserError, match=message):
             read_feature_table("own", settings | {"transductive": False})
+
+    @pytest.mark.parametrize(
+        ("cells", "message"),
+        [
+            ([[1.0, np.inf]] * 5, r"column 'x': expected finite numbers, found inf in the lists of 5 participants"),
+            ([["u", "v"]] * 5, r"column 'x': expected lists of numbers, found 'u'"),
+            ([[[1.0], [2.0]]] * 5, r"column 'x': expected lists of numbers, found lists of lists"),
+            ([[1.0], [1.0, 2.0], [1.0], [1.0], [1.0]], r"column 'x': expected lists of one length, found \[1, 2\]"),
+            ([[1.0, 2.0], None, *[[3.0, 4.0]] * 3], r"column 'x': expected a list in every row, found 1 empty cells"),
+            (list(pd.date_range("2020-01-01", periods=5)), r"column 'x': expected numbers, found dates or times"),
+            ([pd.Timedelta(n, "s") for n in range(5)], r"column 'x': expected numbers, found dates or times"),
+        ],
+    )
+    def test_parquet_cells_are_refused(self, tmp_path: Path, cells: list[Any], message: str) -> None:
+        table = participants_table(5)[["participant_id"]].assign(x=pd.Series(cells))
+        table.to_parquet(tmp_path / "own.parquet")
+        settings = {"path": str(tmp_path / "own.parquet"), "id_column": "participant_id", "columns": None}
+        with pytest.raises(UserError, match=message):
+            read_feature_table("own", settings | {"transductive": False})
+
+    def test_a_missing_number_in_a_list_is_missing(self, tmp_path: Path) -> None:
+        table = participants_table(5)[["participant_id"]].assign(x=[[1.0, np.nan]] * 4 + [[1.0, 2.0]])
+        table.to_parquet(tmp_path / "own.parquet")
+        settings = {"path": str(tmp_path / "own.parquet"), "id_column": "participant_id", "columns": None}
+        values = read_feature_table("own", settings | {"transductive": False}).values
+        np.testing.assert_array_equal(np.isnan(values[:, 1]), [True] * 4 + [False])
+
+    def test_numbers_too_large_for_float32(self, tmp_path: Path) -> None:
+        participants_table(3)[["participant_id"]].assign(x=1e300).to_parquet(tmp_path / "own.parquet")
+        settings = {"path": str(tmp_path / "own.parquet"), "id_column": "participant_id", "columns": None}
+        with pytest.raises(UserError, match="column 'x': expected finite numbers, found 1e\\+300"):
+            read_feature_table("own", settings | {"transductive": False})
+
+    def test_a_column_named_like_a_key_may_be_asked_for(self, tmp_path: Path) -> None:
+        participants_table(3)[["participant_id"]].assign(run=[1, 2, 3], x=0.5).to_parquet(tmp_path / "own.parquet")
+        settings = {"path": str(tmp_path / "own.parquet"), "id_column": "participant_id", "columns": ["run"]}
+        assert read_feature_table("own", settings | {"transductive": False}).values[:, 0].tolist() == [1, 2, 3]
 
     def test_absent(self, tmp_path: Path) -> None:
         settings = {"path": str(tmp_path / "x.parquet"), "id_column": "i", "columns": None, "transductive": False}

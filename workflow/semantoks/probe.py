@@ -150,7 +150,7 @@ def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame,
     people = study.people(participants)
     tasks = read_tasks(arguments.splits, study, participants)
     if arguments.row == COMBAT:
-        tasks = with_known_sites(tasks)
+        tasks = with_known_sites(tasks, people["site"].to_numpy())
     orders = LabelOrders(tasks, people, settings)
     row = arguments.row.split("_seed-")[0]
     rows, permuted = [], Nulls(people["site_group"].to_numpy())
@@ -266,15 +266,35 @@ class Nulls:
         return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
-def with_known_sites(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks in which ComBat is defined: a site that nobody was fitted on has no estimate."""
-    kept = [task for task in tasks if task.protocol in (RANDOM, GIVEN)]
-    message = f"{COMBAT}: random splits only, because ComBat has no estimate for a site it was not fitted on"
+def with_known_sites(tasks: Sequence[Task], site: np.ndarray) -> list[Task]:
+    """The tasks in which ComBat is defined: a site that nobody was fitted on has no estimate.
+
+    A protocol that holds out sites is left out as a whole: leave-site-out, and a user's own splits where one of them
+    does. A small site that is only tested by chance stays as it is (:func:`semantoks.baselines.combat.harmonise`).
+
+    Parameters
+    ----------
+    site : [participants] of the tasks' row numbers, null where unknown.
+    """
+    unknown = sorted({name for task in tasks if task.protocol == GIVEN for name in _held_out_sites(task, site)})
+    possible = (RANDOM,) if unknown else (RANDOM, GIVEN)
+    kept = [task for task in tasks if task.protocol in possible]
+    message = f"{COMBAT}: {' and '.join(possible)} splits only, because ComBat has no estimate for a site it was not "
+    message += f"fitted on{' (given splits hold out ' + examples(unknown) + ')' if unknown else ''}"
     if not kept:
         raise UserError(f"{message}; add random to probe.protocols or take {COMBAT} out of probe.rows")
     if len(kept) < len(tasks):
         print(message, file=sys.stderr)
     return kept
+
+
+def _held_out_sites(task: Task, site: np.ndarray) -> list[str]:
+    """Sites of at least as many tested participants as ComBat needs, of whom nobody is in the training part."""
+    # Here, because what it imports outlasts every other row.
+    from semantoks.baselines.combat import FEWEST
+
+    tested = pd.Series(site[task.test]).value_counts()
+    return sorted(set(tested.index[tested >= FEWEST]) - set(site[task.training]))
 
 
 def input_files(arguments: argparse.Namespace) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,12 @@ from semantoks.baselines.features import Index, Matrix, standardise
 from semantoks.errors import UserError
 from semantoks.files import read_text_table
 from semantoks.phenotypes import Phenotype, examples
+
+KEYS = {
+    *("cohort", "session_id", "session", "ses", "recording_id", "recording", "run", "task", "acq", "dir", "echo"),
+    *("acquisition", "direction", "crop", "participant_id"),
+}
+"""Columns that tell rows apart, as BIDS and this workflow name them: never features unless they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,8 @@ def read_feature_table(name: str, settings: Mapping[str, Any]) -> FeatureTable:
     Raises
     ------
     UserError
-        When a column is absent or holds something else than numbers, a participant has two rows, or a column of lists
-        has several lengths.
+        When a column is absent or holds something else than finite numbers, an id is empty, a participant has two
+        rows, there is a column that tells sessions or runs apart, or a column of lists has several lengths.
     """
     path, key = Path(settings["path"]), f"features.{name}"
     table = _read(path)
@@ -60,6 +67,17 @@ def read_feature_table(name: str, settings: Mapping[str, Any]) -> FeatureTable:
         raise UserError(
             f"{path}: {key} names the columns {missing}, found {examples(table.columns, 10)}; correct {key}"
         )
+    if not columns:
+        raise UserError(f"{path}: expected columns with numbers beside {ids}, found none; correct {key}")
+    keys = [] if settings["columns"] else [column for column in columns if str(column).lower() in KEYS]
+    if keys:
+        raise UserError(
+            f"{path}: expected one row per participant and columns with features, found {', '.join(keys)}, which tells "
+            f"rows apart; average over it and drop the column, or name the features under {key}.columns"
+        )
+    empty = table[ids].isna() | (table[ids].astype(str).str.strip() == "")
+    if empty.any():
+        raise UserError(f"{path}: {int(empty.sum())} rows have no {ids}; fill them in or delete the rows")
     participants = [str(value).strip().removeprefix("sub-") for value in table[ids]]
     repeated = sorted(who for who, count in Counter(participants).items() if count > 1)
     if repeated:
@@ -90,14 +108,41 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _numbers(column: pd.Series, path: Path) -> Matrix:
     """A column as [participants, 1], or as [participants, k] when its cells are lists of k numbers."""
-    if column.map(lambda cell: isinstance(cell, list | np.ndarray)).all():
-        lengths = sorted(set(column.map(len)))
-        if len(lengths) != 1:
-            raise UserError(f"{path}: column {column.name!r}: expected lists of one length, found {lengths}")
-        return np.stack(column.to_list()).astype(np.float32)
-    numbers = pd.to_numeric(column, errors="coerce")
-    bad = column[numbers.isna() & column.notna()]
-    if len(bad) or np.isinf(numbers.to_numpy(dtype=np.float64, na_value=np.nan)).any():
-        found = examples(sorted(set(map(str, bad)))) or "inf"
-        raise UserError(f"{path}: column {column.name!r}: expected finite numbers, found {found}; correct the table")
-    return numbers.to_numpy(dtype=np.float32, na_value=np.nan)[:, None]
+    where = f"{path}: column {column.name!r}"
+    if column.map(lambda cell: isinstance(cell, list | np.ndarray)).any():
+        values = _lists(column, where)
+    elif pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
+        raise UserError(f"{where}: expected numbers, found dates or times; drop the column or name others")
+    else:
+        numbers = pd.to_numeric(column, errors="coerce")
+        bad = column[numbers.isna() & column.notna()]
+        if len(bad):
+            found = examples(sorted(set(map(str, bad))))
+            raise UserError(f"{where}: expected finite numbers, found {found}; correct the table")
+        values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)[:, None]
+    infinite = values[np.abs(values) > np.finfo(np.float32).max]
+    if len(infinite):
+        of = np.flatnonzero((np.abs(values) > np.finfo(np.float32).max).any(axis=1))
+        lists = f" in the lists of {len(of)} participants" if values.shape[1] > 1 else ""
+        raise UserError(
+            f"{where}: expected finite numbers, found {examples(sorted({f'{one:g}' for one in infinite}))}{lists}; "
+            "correct the table"
+        )
+    return values.astype(np.float32)
+
+
+def _lists(column: pd.Series, where: str) -> npt.NDArray[np.float64]:
+    """A column of lists of k numbers as [participants, k]."""
+    empty = int(column.map(lambda cell: not isinstance(cell, list | np.ndarray)).sum())
+    if empty:
+        raise UserError(f"{where}: expected a list in every row, found {empty} empty cells; drop these participants")
+    lengths = sorted(set(column.map(len)))
+    if len(lengths) != 1:
+        raise UserError(f"{where}: expected lists of one length, found {lengths}")
+    for cell in column.iloc[0]:
+        if isinstance(cell, list | np.ndarray):
+            raise UserError(f"{where}: expected lists of numbers, found lists of lists; flatten them")
+    try:
+        return np.stack([np.asarray(cell, dtype=np.float64) for cell in column])
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: expected lists of numbers, found {column.iloc[0][0]!r}; correct the table") from None
