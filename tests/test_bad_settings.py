@@ -69,7 +69,7 @@ def hdf5(folder: Path, **changes: Any) -> None:
     with h5py.File(path, "w") as file:
         file["ts"], file["id"] = np.zeros((2, 3, 4), np.float32), [b"01", b"01"]
     source = {"type": "hdf5", "path": str(path), "datasets": ["ts"], "id": "id", "id_pattern": "{participant_id}"}
-    list_recordings(cohort(source | {"roi_names": None, "length": "len", "tr": "tr"} | changes))
+    list_recordings(cohort(source | {"roi_names": None, "length": "ts_len", "tr": "tr"} | changes))
 
 
 def not_hdf5(folder: Path) -> None:
@@ -136,7 +136,10 @@ COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no data folder": (listed, "key 'source.path': expected a folder of fMRIPrep derivatives, found nothing"),
     "HDF5 file that is none": (not_hdf5, "expected an HDF5 file"),
     "HDF5 without the dataset": (lambda f: hdf5(f, datasets=["x"]), "expected the dataset 'x', found id, ts"),
-    "the same recording twice in an HDF5 file": (hdf5, "expected one file for sub-01, found 2"),
+    "the same recording twice in an HDF5 file": (
+        hdf5,
+        "expected an id of its own .* found '01' and '01'",
+    ),
     "nothing usable at all": (nothing_usable, "none of 1 recordings can be used: fMRIPrep wrote no desc-preproc_bold"),
     "label table with a gap": (lambda f: atlas_with(f, FIVE.replace("5\te", "7\te")), "found 1 to 7 without 5"),
     "label table with an index twice": (lambda f: atlas_with(f, FIVE.replace("5\te", "4\te")), "found 4 twice"),

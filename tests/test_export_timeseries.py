@@ -17,7 +17,7 @@ from semantoks import export_timeseries
 from semantoks.batches import read_batch, update_batches
 from semantoks.errors import UserError
 from semantoks.files import KEY, provenance, write_table
-from semantoks.import_timeseries import read_hdf5
+from semantoks.import_timeseries import hdf5_reader
 from semantoks.index import build_index
 from semantoks.timeseries_table import SCHEMA
 
@@ -74,8 +74,9 @@ def test_hdf5_comes_back_through_the_import_within_float16(files: dict[str, Path
     assert index["tr"].tolist() == [2.0, 2.0, 0.8]
     assert index["n_frames"].tolist() == list(LENGTHS.values())
     labels = pd.DataFrame({"index": [1, 2, 3], "name": NAMES})
-    for name, bold in zip(LENGTHS, read_hdf5(source, index, labels), strict=True):
-        np.testing.assert_allclose(bold, series(name), rtol=1e-3, atol=0.05)
+    with hdf5_reader(source, labels) as read:
+        for name, row in zip(LENGTHS, index.to_dict("records"), strict=True):
+            np.testing.assert_allclose(read(row), series(name), rtol=1e-3, atol=0.05)
     with h5py.File(tmp_path / "out.h5") as file:
         stored = file["timeseries/my-atlas"]
         assert (stored.shape, stored.dtype) == ((3, 3, 50), np.float16)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -11,6 +14,7 @@ import pandas as pd
 import pytest
 from bids_trees import cohort
 from scipy import signal
+from semantoks import import_timeseries
 from semantoks.batches import update_batches
 from semantoks.errors import UserError
 from semantoks.files import read_metadata, read_table, write_json
@@ -28,12 +32,14 @@ def atlas(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-def import_cohort(tmp_path: Path, settings: dict, names: list[str]) -> pd.DataFrame:
+def import_cohort(
+    tmp_path: Path, settings: dict, names: list[str], band_pass: Sequence | None = (0.01, 0.1)
+) -> pd.DataFrame:
     """Run index and import of the whole cohort as the workflow does."""
     update_batches(settings, tmp_path / "batches", 1000)
     batch, index = tmp_path / "batches/part-0001.tsv", tmp_path / "index.parquet"
     index_main(["--settings", json.dumps(settings), "--batch", str(batch), "--output", str(index)])
-    stage = json.dumps({"cohort": settings, "band_pass": [0.01, 0.1]})
+    stage = json.dumps({"cohort": settings, "band_pass": band_pass})
     output = tmp_path / "part-0001.parquet"
     paths = [
         "--index",
@@ -77,8 +83,16 @@ def test_constant_and_missing_rois_are_parcels_without_data():
     assert np.isnan(result).all(axis=1).tolist() == [False, True, True, False]
     with pytest.raises(ValueError, match="no ROI with data"):
         clean_imported(bold[1:3], 2.0, DONE, (0.01, 0.1))
-    bold[0, 3] = np.nan
-    with pytest.raises(ValueError, match="NaN in some frames of 1 of 4 ROIs"):
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_throughout_is_a_parcel_without_data_and_in_some_frames_a_reason(value):
+    bold = np.random.default_rng(0).normal(size=(4, 50))
+    bold[1] = value
+    result = clean_imported(bold, 2.0, DONE, (0.01, 0.1))
+    assert np.isnan(result).all(axis=1).tolist() == [False, True, False, False]
+    bold[0, 3] = value
+    with pytest.raises(ValueError, match="NaN or infinity in some frames of 1 of 4 ROIs"):
         clean_imported(bold, 2.0, DONE, (0.01, 0.1))
 
 
@@ -124,7 +138,7 @@ BROKEN = {
     ),
     "NaN in some frames": (
         lambda values, header: (np.where(np.arange(40) == 3, np.nan, values), header),
-        "NaN in some frames of 3 of 3 ROIs",
+        "NaN or infinity in some frames of 3 of 3 ROIs",
     ),
 }
 
@@ -143,13 +157,141 @@ def test_a_broken_file_is_a_row_with_its_reason_and_the_rest_goes_on(tmp_path, c
     np.testing.assert_allclose(bold_of(table.loc["01"], 3), signal.detrend(values, axis=1), atol=1e-5)
 
 
-def test_a_truncated_file_is_a_row_with_its_reason(tmp_path):
-    settings = text_files(tmp_path / "ts", np.random.default_rng(0).normal(size=(3, 40)), ["a", "b", "c"])
+def table_text(values: np.ndarray, ending: str = "") -> str:
+    return "".join("\t".join(f"{value:.6f}" for value in row) + ending + "\n" for row in values.T)
+
+
+def damaged_gzip(values: np.ndarray) -> bytes:
+    packed = bytearray(gzip.compress(table_text(values).encode()))
+    packed[10] = 0xFF  # no kind of block that there is
+    return bytes(packed)
+
+
+def archive(values: np.ndarray) -> bytes:
+    np.savez(file := io.BytesIO(), values)
+    return file.getvalue()
+
+
+def array(values: np.ndarray) -> bytes:
+    np.save(file := io.BytesIO(), values)
+    return file.getvalue()
+
+
+UNREADABLE: dict[str, tuple[str, Callable[[np.ndarray], bytes], str]] = {
+    "cut NPY": ("npy", lambda values: b"\x93NUMPY\x01", ""),
+    "NPZ named NPY": ("npy", archive, "expected one array, found an archive of several"),
+    "empty archive named NPY": ("npy", lambda values: b"PK\x05\x06", "BadZipFile: "),
+    "complex NPY": ("npy", lambda values: array(values.astype(complex)), "expected real numbers, found complex128"),
+    "damaged gz": ("tsv.gz", damaged_gzip, "Error -3 while decompressing data"),
+    "cut gz": ("tsv.gz", lambda values: gzip.compress(table_text(values).encode())[:300], "EOFError: "),
+    "gz that is none": ("tsv.gz", lambda values: b"a\tb\tc\n", "Not a gzipped file"),
+    "nothing": ("tsv", lambda values: b"", "No columns to parse"),
+    "a header only": ("tsv", lambda values: b"a\tb\tc\n", "No columns to parse"),
+    "latin": ("tsv", lambda values: b"\xe9\tb\tc\n", "can't decode"),
+    "words": ("tsv", lambda values: b"a\tb\tc\n1\t2\tx\n", "could not convert string to float: 'x'"),
+    "rows that end in a tab": (
+        "tsv",
+        lambda values: b"a\tb\tc\n" + table_text(values, "\t").encode(),
+        "expected 3 fields in every row as in the header, found 4",
+    ),
+    "a field more in every row": (
+        "tsv",
+        lambda values: b"a\tb\tc\n" + table_text(np.concatenate([values[:1], values])).encode(),
+        "expected 3 fields in every row as in the header, found 4",
+    ),
+    "a field less in every row": (
+        "tsv",
+        lambda values: b"a\tb\tc\n" + table_text(values[:2]).encode(),
+        "expected 3 fields in every row as in the header, found 2",
+    ),
+    "a field more in one row": (
+        "tsv",
+        lambda values: b"a\tb\tc\n" + table_text(values).encode() + b"1\t2\t3\t4\n",
+        "Expected 3 fields in line 41, saw 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_an_unreadable_file_is_a_row_with_its_reason(tmp_path, case):
+    ending, content, message = UNREADABLE[case]
+    values = np.random.default_rng(0).normal(size=(3, 40))
+    settings = text_files(tmp_path / "ts", values, ["a", "b", "c"])
     settings["source"]["patterns"] = ["{participant_id}_ts.*"]
-    (tmp_path / "ts" / "02_ts.npy").write_bytes(b"\x93NUMPY\x01")
+    (tmp_path / f"ts/02_ts.{ending}").write_bytes(content(values))
     table = import_cohort(tmp_path, settings, ["a", "b", "c"])
-    assert "unreadable 02_ts.npy" in table.loc["02", "exclude_reason"]
+    assert table.loc["02", "exclude_reason"].startswith(f"unreadable 02_ts.{ending}: ")
+    assert message in table.loc["02", "exclude_reason"]
     assert table.loc["01", "exclude_reason"] is None
+
+
+def test_whatever_goes_wrong_with_one_recording_leaves_its_batch_alone(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).normal(size=(3, 40))
+    settings = text_files(tmp_path / "ts", values, ["a", "b", "c"])
+    text_files(tmp_path / "ts", values * 2, ["a", "b", "c"], "02_ts.tsv")
+    errors = iter([MemoryError(), None])
+
+    def clean(*arguments):
+        if error := next(errors):
+            raise error
+        return clean_imported(*arguments)
+
+    monkeypatch.setattr(import_timeseries, "clean_imported", clean)
+    table = import_cohort(tmp_path, settings, ["a", "b", "c"])
+    assert table["exclude_reason"].tolist() == ["MemoryError", None]
+
+
+HEADERS = {
+    "tabs": "a\tb\tc\n",
+    "a blank line before it": "\n\na\tb\tc\n",
+    "with a mark of byte order": "\ufeffa\tb\tc\n",
+    "numbers of the parcels": "#1\t#2\t#3\n",
+    "quoted": '"a"\t"b"\t"c"\n',
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_headers_that_are_understood(tmp_path, header):
+    values = np.random.default_rng(0).normal(size=(3, 40))
+    settings = text_files(tmp_path / "ts", values, ["a", "b", "c"])
+    (tmp_path / "ts/01_ts.tsv").write_text(HEADERS[header] + table_text(values), encoding="utf-8")
+    row = import_cohort(tmp_path, settings, ["a", "b", "c"]).loc["01"]
+    np.testing.assert_allclose(bold_of(row, 3), signal.detrend(values, axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("header", ["a\tb\tc\n", "\ta\tb\tc\n"], ids=["as of R", "as of pandas"])
+def test_row_numbers_without_a_name_are_no_parcel(tmp_path, header, first):
+    values = np.random.default_rng(0).normal(size=(3, 40))
+    settings = text_files(tmp_path / "ts", values, ["a", "b", "c"])
+    rows = [f"{number}\t{row}" for number, row in enumerate(table_text(values).splitlines(keepends=True), first)]
+    (tmp_path / "ts/01_ts.tsv").write_text(header + "".join(rows))
+    row = import_cohort(tmp_path, settings, ["a", "b", "c"]).loc["01"]
+    np.testing.assert_allclose(bold_of(row, 3), signal.detrend(values, axis=1), atol=1e-5)
+
+
+def test_columns_of_frames_have_no_names_of_parcels(tmp_path):
+    values = np.random.default_rng(0).normal(size=(3, 40))
+    settings = text_files(tmp_path / "ts", values.T, [f"frame {number}" for number in range(40)])
+    settings["source"]["orientation"] = "roi_by_time"
+    row = import_cohort(tmp_path, settings, ["a", "b", "c"]).loc["01"]
+    np.testing.assert_allclose(bold_of(row, 3), signal.detrend(values, axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("band", "done", "said"),
+    [
+        ([0.01, 0.1], None, "imported; band-pass 0.01-0.1 Hz at import"),
+        ([0.008, 0.09], [0.01, 0.1], "imported; band-pass 0.01-0.1 Hz before import"),
+        ([None, 0.1], None, "imported; band-pass open-0.1 Hz at import"),
+        (None, None, "imported; not band-passed"),
+        ([None, None], None, "imported; not band-passed"),
+    ],
+)
+def test_the_table_says_what_was_filtered_and_when(tmp_path, band, done, said):
+    settings = text_files(tmp_path / "ts", np.random.default_rng(0).normal(size=(3, 40)), ["a", "b", "c"])
+    settings["already_done"] = {"band_pass": done, "global_signal_regression": False, "z_score": False}
+    assert import_cohort(tmp_path, settings, ["a", "b", "c"], band).loc["01", "denoising"] == said
 
 
 def test_numpy_files_roi_by_time(tmp_path):

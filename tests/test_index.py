@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import h5py
 import nibabel
 import numpy as np
 import pandas as pd
@@ -295,41 +294,14 @@ def test_sites_and_motion_come_from_the_participants_table(tmp_path):
         index_of(settings)
 
 
-def hdf5(path: Path, ids: list[str], n_rois: int = 3) -> dict:
-    with h5py.File(path, "w") as file:
-        file["timeseries/own"] = np.zeros((len(ids), n_rois, 8), np.float16)
-        file["long_subject_id"] = np.array(ids, dtype="S")
-        file["tr"] = np.full(len(ids), 2.0, np.float32)
-        file["ts_len"] = np.full(len(ids), 7, np.int32)
-    source = {"datasets": ["timeseries/own"], "id": "long_subject_id", "id_pattern": "{participant_id}", "tr": "tr"}
-    return cohort({"type": "hdf5", "path": str(path), "length": "ts_len", "roi_names": None, **source})
-
-
-def test_hdf5_in_the_layout_of_the_authors_code(tmp_path):
-    settings = hdf5(tmp_path / "a.h5", ["sub-07_ses-2", "sub-07_ses-1"])
-    settings["source"]["id_pattern"] = "sub-{participant_id}_ses-{session_id}"
-    index = index_of(settings)
-    assert index["recording_id"].tolist() == ["sub-07_ses-1", "sub-07_ses-2"]
-    assert index["session_id"].tolist() == ["1", "2"]
-    assert index["n_frames"].tolist() == [7, 7]
-    settings["source"]["datasets"] = ["timeseries/other"]
-    with pytest.raises(UserError, match=r"'timeseries/other', found .*timeseries/own"):
-        list_recordings(settings)
-
-
-def test_time_series_files_by_pattern(tmp_path):
-    for name in ["A_01_cortex.tsv", "A_01_sub.tsv", "A_02_cortex.tsv"]:
-        (tmp_path / name).write_text("1\n")
-    source = {
-        "type": "files",
-        "path": str(tmp_path),
-        "patterns": ["A_{participant_id}_cortex.tsv", "A_{participant_id}_sub.tsv"],
-    }
-    index = index_of(cohort(source, tr=2.0)).set_index("participant_id")
-    assert index.loc["01", "exclude_reason"] is None
-    assert [Path(path).name for path in index.loc["01", "bold_path"].split("\n")] == ["A_01_cortex.tsv", "A_01_sub.tsv"]
-    assert index.loc["02", "exclude_reason"] == "no file for A_{participant_id}_sub.tsv"
-    assert "no TR: set 'tr'" in index_of(cohort(source)).set_index("participant_id").loc["01", "exclude_reason"]
+@pytest.mark.parametrize("value", ["0,2", "bad", "-0.1", "inf"])
+def test_a_displacement_that_is_no_number_is_told_with_its_participant(tmp_path, value):
+    derivative(tmp_path / "d", "sub-01_task-rest")
+    table = tmp_path / "participants.tsv"
+    table.write_text(f"participant_id\tfd\nsub-01\t{value}\nsub-02\tbad\n")
+    participants = {"path": str(table), "id_column": "participant_id"}
+    with pytest.raises(UserError, match=rf"participants.tsv: column 'fd': .*found '{value}' for 01 \(1 participants"):
+        index_of(fmriprep(tmp_path / "d", participants=participants, mean_fd_column="fd"))
 
 
 def test_batches_are_append_only(tmp_path):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from semantoks.errors import UserError
@@ -108,7 +109,8 @@ def with_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.Da
     Raises
     ------
     UserError
-        When the table lacks a column that the cohort names, or has several rows for one participant.
+        When the table lacks a column that the cohort names, has several rows for one participant, or a mean
+        framewise displacement that is no number of mm.
     """
     listing = listing.assign(site=None, mean_fd=None)
     if cohort["participants"] is None:
@@ -130,5 +132,18 @@ def with_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.Da
     if columns["site"]:
         listing["site"] = table[columns["site"]].to_numpy()
     if columns["mean_fd"]:
-        listing["mean_fd"] = pd.to_numeric(table[columns["mean_fd"]], errors="coerce").to_numpy()
+        listing["mean_fd"] = _displacements(table[columns["mean_fd"]], path).to_numpy()
     return listing
+
+
+def _displacements(texts: pd.Series, path: str) -> pd.Series:
+    """Mean framewise displacement in mm, NaN where the table has none; ``texts`` is indexed by participant."""
+    values = pd.to_numeric(texts, errors="coerce").astype(float)
+    wrong = texts[texts.notna() & ~(np.isfinite(values) & (values >= 0))]
+    if len(wrong):
+        raise UserError(
+            f"{path}: column {texts.name!r}: expected mean framewise displacement in mm as a number from 0, found "
+            f"{wrong.iloc[0]!r} for {wrong.index[0]} ({wrong.index.nunique()} participants in all); write it with a "
+            "decimal point, or n/a where it is not known"
+        )
+    return values

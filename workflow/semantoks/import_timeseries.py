@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from numpy.typing import NDArray
 from semantoks import signals
 from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, read_json, read_table, read_text_table, write_table
+from semantoks.hdf5_source import open_hdf5, texts
 from semantoks.imported_recordings import hdf5_positions
+from semantoks.timeseries_files import read_array, read_text
 from semantoks.timeseries_table import SCHEMA
 
 Band = tuple[float | None, float | None]
+Reader = Callable[[Mapping[str, Any]], NDArray[np.float32]]
 
 
 def clean_imported(
@@ -44,34 +48,33 @@ def clean_imported(
     Raises
     ------
     ValueError
-        When some but not all frames of an ROI are missing.
+        When some but not all frames of an ROI are missing (NaN or infinite), or no ROI has data.
     """
     bold = np.asarray(bold, dtype=np.float64)
-    missing = np.isnan(bold)
+    missing = ~np.isfinite(bold)
     gaps = missing.any(axis=1) & ~missing.all(axis=1)
     if gaps.any():
-        raise ValueError(f"NaN in some frames of {int(gaps.sum())} of {len(bold)} ROIs")
+        raise ValueError(f"NaN or infinity in some frames of {int(gaps.sum())} of {len(bold)} ROIs")
     with_data = signals.rows_with_data(bold)
     if not with_data.any():
-        raise ValueError("no ROI with data: all are constant or NaN")
+        raise ValueError("no ROI with data: all are constant, NaN or infinite")
     result = np.full(bold.shape, np.nan, dtype=np.float32)
     band = (None, None) if already_done["band_pass"] else band_pass
     result[with_data] = signals.clean(bold[with_data], tr, pass_band=band)
     return result
 
 
-def read_hdf5(source: Mapping[str, Any], rows: pd.DataFrame, labels: pd.DataFrame) -> Iterator[NDArray[np.float32]]:
-    """Recordings of an HDF5 source, float32 [ROI, time] without padding, in the order of ``rows``.
+@contextmanager
+def hdf5_reader(source: Mapping[str, Any], labels: pd.DataFrame) -> Iterator[Reader]:
+    """Reader of the recordings of an HDF5 source, float32 [ROI, time] without padding.
 
     Raises
     ------
     UserError
-        When the number or the names of ROIs are not those of the atlas.
+        When the file has another layout, or the number or the names of its ROIs are not those of the atlas.
     """
-    import h5py
-
     positions = hdf5_positions(source)
-    with h5py.File(source["path"], "r") as file:
+    with open_hdf5(source) as file:
         datasets = [file[name] for name in source["datasets"]]
         n_rois = sum(dataset.shape[1] for dataset in datasets)
         if n_rois != len(labels):
@@ -80,11 +83,19 @@ def read_hdf5(source: Mapping[str, Any], rows: pd.DataFrame, labels: pd.DataFram
                 f"{' + '.join(source['datasets'])}; choose the atlas that made them"
             )
         if source["roi_names"]:
-            names = [value.decode() if isinstance(value, bytes) else str(value) for value in file[source["roi_names"]]]
-            _check_names(names, labels, source["path"])
-        for recording, n_frames in zip(rows["recording_id"], rows["n_frames"], strict=True):
-            position = positions[recording]
-            yield np.concatenate([d[position, :, : int(n_frames)].astype(np.float32) for d in datasets])
+            try:
+                _check_names(texts(file[source["roi_names"]]), labels)
+            except ValueError as error:
+                raise UserError(f"{source['path']}: {source['roi_names']}: {error}") from None
+
+        def read(row: Mapping[str, Any]) -> NDArray[np.float32]:
+            position, n_frames = positions[row["recording_id"]], int(row["n_frames"])
+            try:
+                return np.concatenate([one[position, :, :n_frames].astype(np.float32) for one in datasets])
+            except OSError as error:
+                raise ValueError(f"unreadable {Path(source['path']).name}: {error}") from None
+
+        yield read
 
 
 def read_files(source: Mapping[str, Any], paths: Sequence[str], labels: pd.DataFrame) -> NDArray[np.float32]:
@@ -95,7 +106,8 @@ def read_files(source: Mapping[str, Any], paths: Sequence[str], labels: pd.DataF
     ValueError
         When a file cannot be read, parts differ in length, or ROIs are not those of the atlas.
     """
-    parts, names = [], []
+    parts: list[NDArray[np.float32]] = []
+    names: list[str | None] = []
     for path in paths:
         values, header = _read_part(Path(path), source)
         parts.append(values)
@@ -106,67 +118,66 @@ def read_files(source: Mapping[str, Any], paths: Sequence[str], labels: pd.DataF
     bold = np.concatenate(parts)
     if len(bold) != len(labels):
         raise ValueError(f"expected {len(labels)} ROIs as in the atlas, found {len(bold)}")
-    if names:
-        try:
-            _check_names(names, labels, paths[0])
-        except UserError as error:
-            raise ValueError(str(error)) from None
+    _check_names(names, labels)
     return bold
 
 
-def _read_part(path: Path, source: Mapping[str, Any]) -> tuple[NDArray[np.float32], list[str]]:
+def _read_part(path: Path, source: Mapping[str, Any]) -> tuple[NDArray[np.float32], Sequence[str | None]]:
+    """Values [ROI, time] of a file and the names of its ROIs, None where it has none."""
     try:
-        if path.suffix == ".npy":
-            values, names = np.load(path, allow_pickle=False), []
-        else:
-            separator = source["delimiter"] or r"\s+"
-            table = pd.read_csv(path, sep=separator, header=0 if source["header"] else None, na_values=["n/a"])
-            values, names = table.to_numpy(), [str(column) for column in table.columns] if source["header"] else []
-        values = values.astype(np.float32)
-    except (OSError, ValueError, EOFError, pd.errors.ParserError) as error:
-        raise ValueError(f"unreadable {path.name}: {error}") from None
+        values, names = (read_array(path), []) if path.suffix == ".npy" else read_text(path, source)
+    except Exception as error:  # whatever a damaged file does to its reader
+        raise ValueError(f"unreadable {path.name}: {_reason(error)}") from None
     if values.ndim != 2:
         raise ValueError(f"expected a table of time and ROIs in {path.name}, found {values.ndim} dimensions")
-    return (values if source["orientation"] == "roi_by_time" else values.T), names
+    if source["orientation"] == "roi_by_time":  # columns are frames: a header names those
+        return values, [None] * len(values)
+    return values.T, names or [None] * values.shape[1]
 
 
-def _check_names(found: Sequence[str], labels: pd.DataFrame, where: str) -> None:
-    """Compare ROI names of the data with the label table, by name or by its index (``#1``, ``1``)."""
-    bare = [name.strip().lstrip("#") for name in found]
-    if bare in (labels["name"].tolist(), labels["index"].astype(str).tolist()):
-        return
-    position = next(
-        i for i, name in enumerate(bare) if name not in (labels["name"].iloc[i], str(labels["index"].iloc[i]))
-    )
-    raise UserError(
-        f"{where}: expected the ROIs in the order of the atlas, found {found[position]!r} at position {position + 1} "
-        f"instead of {labels['name'].iloc[position]!r}; reorder the data or declare the atlas that made them"
-    )
+def _reason(error: Exception) -> str:
+    """What an error says, on one line, with its type where that is not what is wrong with the data."""
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}".strip(": ")
+
+
+def _check_names(found: Sequence[str | None], labels: pd.DataFrame) -> None:
+    """Compare ROI names of the data (None: not known) with the atlas, by name or by index (``#1``, ``1``)."""
+    known = zip(found, labels["name"], labels["index"].astype(str), strict=True)
+    for position, (name, *either) in enumerate(known, start=1):
+        if name is not None and name.strip().lstrip("#") not in either:
+            raise ValueError(
+                f"expected the ROIs in the order of the atlas, found {name!r} at position {position} instead of "
+                f"{either[0]!r}; reorder the data or declare the atlas that made them"
+            )
 
 
 def import_batch(
     rows: pd.DataFrame, cohort: Mapping[str, Any], labels: pd.DataFrame, atlas: str, band_pass: Band
 ) -> list[dict[str, Any]]:
     """Rows of the time-series table for the recordings of one batch; unusable ones carry their reason."""
-    source = cohort["source"]
-    usable = rows["exclude_reason"].isna()
-    stream = read_hdf5(source, rows[usable], labels) if source["type"] == "hdf5" else None
     table = []
-    for row in rows.to_dict("records"):
-        record = {name: row.get(name) for name in [*KEY, "task", "site", "tr", "mean_fd", "exclude_reason"]}
-        record["mean_fd"] = None if pd.isna(record["mean_fd"]) else record["mean_fd"]
-        record |= {"atlas": atlas, "denoising": _denoising(cohort["already_done"], band_pass)}
-        if row["exclude_reason"] is None:
-            try:
-                bold = next(stream) if stream else read_files(source, row["bold_path"].split("\n"), labels)
-                bold = clean_imported(bold, row["tr"], cohort["already_done"], band_pass)
-                record |= _measures(bold, row["tr"])
-            except UserError:  # concerns every recording of the cohort
-                raise
-            except ValueError as error:
-                record["exclude_reason"] = str(error)
-        table.append(record)
+    records: list[Any] = rows.to_dict("records")
+    with _reader(cohort["source"], labels) as read:
+        for row in records:
+            record = {name: row.get(name) for name in [*KEY, "task", "site", "tr", "mean_fd", "exclude_reason"]}
+            record["mean_fd"] = None if pd.isna(record["mean_fd"]) else record["mean_fd"]
+            record |= {"atlas": atlas, "denoising": _denoising(cohort["already_done"], band_pass)}
+            if row["exclude_reason"] is None:
+                try:
+                    bold = clean_imported(read(row), row["tr"], cohort["already_done"], band_pass)
+                    record |= _measures(bold, row["tr"])
+                except Exception as error:  # concerns this recording only: what concerns all was seen before
+                    record["exclude_reason"] = _reason(error)
+            table.append(record)
     return table
+
+
+def _reader(source: Mapping[str, Any], labels: pd.DataFrame) -> AbstractContextManager[Reader]:
+    """What reads the recording of a row of the index, float32 [ROI, time]."""
+    if source["type"] == "hdf5":
+        return hdf5_reader(source, labels)
+    return nullcontext(lambda row: read_files(source, row["bold_path"].split("\n"), labels))
 
 
 def _measures(bold: NDArray[np.float32], tr: float) -> dict[str, Any]:
@@ -186,6 +197,8 @@ def _denoising(already_done: Mapping[str, Any], band_pass: Band) -> str:
     done = already_done["band_pass"]
     low, high = ("open" if edge is None else f"{edge:g}" for edge in done or band_pass)
     words = [f"imported; band-pass {low}-{high} Hz {'before' if done else 'at'} import"]
+    if (low, high) == ("open", "open"):
+        words = ["imported; not band-passed"]
     if already_done["global_signal_regression"]:
         words.append("global signal regression before import")
     if already_done["z_score"]:

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import bids2table
 import nibabel
-import numpy as np
 import pandas as pd
 from nibabel.spatialimages import HeaderDataError
 
 from semantoks.batches import read_batch
 from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, read_json, read_tables, write_table
+from semantoks.hdf5_source import FramesOf, number_per_recording, open_hdf5
 from semantoks.imported_recordings import hdf5_positions
 from semantoks.parcel_means import DAMAGED, fast_gzip
 from semantoks.recordings import ENTITIES, check_unique, list_derivatives
@@ -220,25 +220,26 @@ def _header_tr(header: Any) -> float | None:
 
 
 def _describe_hdf5(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
-    import h5py
-
+    """TR, number of frames and reason of each recording of an HDF5 file."""
     source = cohort["source"]
     positions = hdf5_positions(source)
-    with h5py.File(source["path"], "r") as file:
-        if cohort["tr"] is None and source["tr"] not in file:
-            raise UserError(
-                f"{source['path']}: key 'source.tr': expected the dataset {source['tr']!r} with the TR of each "
-                "recording, found none; correct the key or set 'tr' in the cohort file"
-            )
-        tr = np.full(len(positions), cohort["tr"]) if cohort["tr"] else file[source["tr"]][:]
-        width = file[source["datasets"][0]].shape[-1]
-        length = file[source["length"]][:] if source["length"] in file else np.full(len(positions), width)
-    rows = []
-    for recording in listing["recording_id"]:
-        position = positions[recording]
-        seconds = round(float(tr[position]), 6)
-        valid = 0.05 <= seconds <= 30
-        rows.append((seconds, int(length[position]), None if valid else f"TR: expected 0.05 to 30 s, found {seconds}"))
+    rows: list[tuple[float, int | None, str | None]] = []
+    with open_hdf5(source) as file:
+        tr = None if cohort["tr"] else number_per_recording(file, source, "tr")
+        frames_of = FramesOf(file, source)
+        for recording in listing["recording_id"]:
+            position = positions[recording]
+            seconds = round(float(cohort["tr"] if tr is None else tr[position]), 6)
+            n_frames, reason = None, None
+            try:
+                n_frames = frames_of(position)
+            except ValueError as error:
+                reason = str(error)
+            except OSError as error:
+                reason = f"unreadable {Path(source['path']).name}: {error}"
+            if not 0.05 <= seconds <= 30:
+                reason = f"TR: expected 0.05 to 30 s, found {seconds}"
+            rows.append((seconds, n_frames, reason))
     return pd.DataFrame(rows, columns=["tr", "n_frames", "header_reason"], index=listing.index)
 
 
