@@ -9,11 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from bids_trees import cohort
+from bids_trees import cohort, index_of
 from semantoks.errors import UserError
 from semantoks.recordings import list_recordings
 from test_import_timeseries import import_cohort
-from test_index import index_of
 
 ROIS = ["a", "b", "c"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -294,7 +293,16 @@ def test_sites_and_motion_come_from_the_participants_table(tmp_path):
         index_of(settings)
 
 
-@pytest.mark.parametrize("value", ["0,2", "bad", "-0.1", "inf"])
+def test_missing_codes_of_the_participants_table_are_no_site_and_no_displacement(tmp_path):
+    derivative(tmp_path / "d", "sub-01_task-rest")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tsite\tfd\nsub-01\t-9999\t-9999.0\n")
+    participants = {"path": str(table), "id_column": "participant_id", "missing": ["-9999"]}
+    settings = fmriprep(tmp_path / "d", participants=participants, mean_fd_column="fd", site_column="site")
+    assert index_of(settings)[["site", "mean_fd"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("value", ["0,2", "bad", "-0.1", "inf", "-9999"])
 def test_a_displacement_that_is_no_number_is_told_with_its_participant(tmp_path, value):
     derivative(tmp_path / "d", "sub-01_task-rest")
     table = tmp_path / "participants.tsv"

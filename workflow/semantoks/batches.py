@@ -18,6 +18,7 @@ import pandas as pd
 
 from semantoks.errors import UserError
 from semantoks.files import read_text_table, write_text_if_changed
+from semantoks.phenotypes import as_code
 from semantoks.recordings import COLUMNS, fingerprints, list_recordings
 
 
@@ -104,7 +105,7 @@ def assign(recordings: list[str], manifest: pd.DataFrame, batch_size: int) -> pd
 
 
 def with_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
-    """Add site and mean framewise displacement (mm) from the participants table; null for participants not in it.
+    """Add site and mean framewise displacement (mm) from the participants table; null where it does not know them.
 
     Raises
     ------
@@ -129,6 +130,8 @@ def with_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.Da
         double = labels[labels.duplicated()].iloc[0]
         raise UserError(f"{path}: expected one row per participant, found several for {double}")
     table = table.set_axis(labels).reindex(listing["participant_id"].str.removeprefix("sub-"))
+    codes = {as_code(code) for code in cohort["participants"].get("missing") or ()}
+    table = table.mask(table.apply(lambda column: column.map(as_code, na_action="ignore").isin(codes)))
     if columns["site"]:
         listing["site"] = table[columns["site"]].to_numpy()
     if columns["mean_fd"]:
@@ -144,6 +147,6 @@ def _displacements(texts: pd.Series, path: str) -> pd.Series:
         raise UserError(
             f"{path}: column {texts.name!r}: expected mean framewise displacement in mm as a number from 0, found "
             f"{wrong.iloc[0]!r} for {wrong.index[0]} ({wrong.index.nunique()} participants in all); write it with a "
-            "decimal point, or n/a where it is not known"
+            "decimal point; where it is not known write n/a or name the code in participants.missing"
         )
     return values
