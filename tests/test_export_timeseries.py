@@ -115,3 +115,115 @@ def test_bids_derivatives_have_names_sidecars_and_a_description(files: dict[str,
     described = json.loads((folder / "dataset_description.json").read_text())
     assert (described["DatasetType"], described["GeneratedBy"][0]["Name"]) == ("derivative", "semantoks")
     assert (folder / "atlas-myatlas_dseg.tsv").read_text().startswith("index\tname\n1\ta\n")
+
+
+def written(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def exclude(files: dict[str, Path], names: list[str]) -> None:
+    decisions = [{"recording_id": name, "exclude_reason": "too short", "n_frames": LENGTHS[name]} for name in names]
+    kept = [name for name in LENGTHS if name not in names]
+    decisions += [{"recording_id": name, "exclude_reason": None, "n_frames": LENGTHS[name]} for name in kept]
+    types = pa.schema([("recording_id", pa.string()), ("exclude_reason", pa.string()), ("n_frames", pa.int64())])
+    write_table(files["qc"], pa.Table.from_pylist(decisions, schema=types), {})
+
+
+@pytest.mark.parametrize("n_excluded", [1, 2, 3])
+def test_what_an_earlier_export_wrote_and_this_one_does_not_is_gone(
+    files: dict[str, Path], tmp_path: Path, n_excluded: int
+) -> None:
+    folder, arguments = tmp_path / "bids", ["--bids", str(tmp_path / "bids"), "--labels", str(files["labels"])]
+    export(files, *arguments)
+    before = written(folder)
+    gone = list(LENGTHS)[:n_excluded]
+    exclude(files, gone)
+    export(files, *arguments)
+    assert written(folder) == {path for path in before if not any(name in path for name in gone)}
+    assert {path.name for path in folder.glob("sub-*")} == {name[:6] for name in LENGTHS if name not in gone}
+
+
+def test_another_atlas_replaces_the_first(files: dict[str, Path], tmp_path: Path) -> None:
+    folder, arguments = tmp_path / "bids", ["--bids", str(tmp_path / "bids"), "--labels", str(files["labels"])]
+    export(files, *arguments)
+    before = written(folder)
+    table = pa.Table.from_pandas(export_timeseries.read_table(files["ts"]), schema=SCHEMA, preserve_index=False)
+    metadata = export_timeseries.read_metadata(files["ts"])
+    write_table(files["ts"], table, metadata | {"atlas": metadata["atlas"] | {"name": "other", "space": None}})
+    export(files, *arguments)
+    place = "_space-MNI152NLin6Asym_atlas-myatlas"
+    renamed = {path.replace(place, "_atlas-other").replace("atlas-myatlas_", "atlas-other_") for path in before}
+    assert written(folder) == renamed
+
+
+def test_an_export_touches_nothing_that_it_did_not_write(files: dict[str, Path], tmp_path: Path) -> None:
+    folder, arguments = tmp_path / "bids", ["--bids", str(tmp_path / "bids"), "--labels", str(files["labels"])]
+    export(files, *arguments)
+    place = folder / "sub-01/func"
+    foreign = {
+        place / "sub-01_task-rest_desc-own_bold.nii.gz": "image",
+        place / "sub-01_task-rest_atlas-x_stat-mean_timeseries.tsv": "table of another program",
+        place / "sub-01_task-rest_atlas-x_stat-mean_timeseries.json": json.dumps({"SoftwareVersions": {"xcp_d": "1"}}),
+        folder / "sub-09/func/sub-09_task-rest_atlas-x_stat-mean_timeseries.json": "no JSON",
+        folder / "atlas-x_dseg.tsv": "index",
+        folder / "atlas-x_description.json": json.dumps([1]),
+        folder / "participants.tsv": "participant_id",
+    }
+    for path, text in foreign.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    exclude(files, list(LENGTHS))
+    export(files, *arguments)
+    assert {path: path.read_text() for path in foreign} == foreign
+    assert not list(folder.rglob("*atlas-myatlas_stat-mean_timeseries.*"))
+
+
+def test_the_folder_of_another_dataset_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "bids").mkdir()
+    (tmp_path / "bids/dataset_description.json").write_text(json.dumps({"GeneratedBy": [{"Name": "fMRIPrep"}]}))
+    with pytest.raises(UserError, match="bids: expected a folder of this export, found another dataset's"):
+        export(files, "--bids", str(tmp_path / "bids"), "--labels", str(files["labels"]))
+    assert len(written(tmp_path / "bids")) == 1
+
+
+def test_hdf5_without_a_kept_recording_is_a_clear_error(files: dict[str, Path], tmp_path: Path) -> None:
+    exclude(files, list(LENGTHS))
+    with pytest.raises(UserError, match=r"out.h5: expected a recording that quality control kept, found none of 3"):
+        export(files, "--hdf5", str(tmp_path / "out.h5"))
+
+
+LABELS = {
+    ("01", None, "sub-01_task-rest"): "sub-01_task-rest",
+    ("01", "2", "sub-01_ses-2_task-rest_acq-x_run-01"): "sub-01_ses-2_task-rest_acq-x_run-01",
+    ("01", None, "sub-01_task-rest_bold"): "sub-01_task-rest",
+    ("Caltech_0051456", None, "sub-Caltech_0051456"): "sub-Caltech0051456",
+    ("a_ses-b.c", "x_1", "sub-a_ses-b.c_ses-x_1_task-re-st_run-1"): "sub-asesbc_ses-x1_task-rest_run-1",
+    ("a+b", None, "sub-a+b_task-eyes_open_run-1"): "sub-a+b_task-eyesopen_run-1",
+}
+
+
+@pytest.mark.parametrize("record", LABELS)
+def test_names_hold_what_bids_allows_in_labels(record: tuple[str, str | None, str]) -> None:
+    participant, session, recording = record
+    keys = {"participant_id": participant, "session_id": session, "recording_id": recording}
+    assert "_".join(export_timeseries.bids_name(keys)) == LABELS[record]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (("a_1", "sub-a_1_task-x"), ("a-1", "sub-a-1_task-y"), "found a_1 and a-1, both sub-a1"),
+        (("01", "sub-01_task-x_y"), ("01", "sub-01_task-xy"), "found sub-01_task-x_y and sub-01_task-xy, both sub-01_"),
+    ],
+)
+def test_recordings_that_bids_cannot_tell_apart_are_named(
+    files: dict[str, Path], tmp_path: Path, first: tuple[str, str], second: tuple[str, str], message: str
+) -> None:
+    bold = np.ones((3, 4), np.float32)
+    records = [
+        {"participant_id": participant, "session_id": None, "recording_id": name, "bold": bold, "tr": 2.0}
+        for participant, name in (first, second)
+    ]
+    metadata = export_timeseries.read_metadata(files["ts"])
+    with pytest.raises(UserError, match=message):
+        export_timeseries.write_bids(iter(records), metadata, pd.DataFrame(), {}, tmp_path / "bids")

@@ -253,7 +253,7 @@ def test_two_files_of_one_recording_are_named(tmp_path):
         list_recordings(settings)
 
 
-@pytest.mark.parametrize("label", ["$(x)", "a;rm", "a b", "`x`", "a'b", "é", "a\tb"])
+@pytest.mark.parametrize("label", ["$(x)", "a;rm", "a b", "`x`", "a'b", "é", "a\tb", "_"])
 def test_labels_that_could_do_harm_are_rows_with_the_reason(tmp_path, label):
     table = import_cohort(tmp_path, files(tmp_path / "ts", [f"{label}.tsv", "02.tsv"], "{participant_id}.tsv"), ROIS)
     reason = f"participant_id: expected letters, digits, '_', '-', '+' and '.', found {label!r}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from semantoks.files import read_metadata, read_table, read_tables, read_text_ta
 _LARGEST = float(np.finfo(np.float16).max)
 _COLUMNS = ["participant_id", "session_id", "recording_id", "tr", "n_frames", "bold"]
 BIDS_VERSION = "1.11.0"
+_MAKER = "semantoks"
 
 
 def kept_recordings(timeseries: Sequence[Path], decisions: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -89,45 +91,109 @@ def write_bids(
 ) -> int:
     """Write BIDS derivatives: ``…_space-…_atlas-…_stat-mean_timeseries.tsv`` with sidecars, and what goes with them.
 
+    What an earlier export wrote into the folder and this one does not is deleted; nothing else is.
+
     Parameters
     ----------
     metadata : of the time-series files: ``roi_names``, ``atlas``, ``settings``, ``versions`` and (images) ``strategy``.
     labels : label table of the atlas.
     sources : image or file of each recording, by ``recording_id``.
+
+    Raises
+    ------
+    UserError
+        When the folder holds another dataset, or two recordings or participants have one name in BIDS.
     """
-    atlas = re.sub(r"[^A-Za-z0-9]", "", metadata["atlas"]["name"])
-    space = metadata["atlas"]["space"]
-    written = 0
+    about = folder / "dataset_description.json"
+    if about.exists() and not made_here(about):
+        raise UserError(
+            f"{folder}: expected a folder of this export, found another dataset's {about.name}; choose another"
+        )
+    atlas = bids_label(metadata["atlas"]["name"])
+    space = f"_space-{bids_label(metadata['atlas']['space'])}" if metadata["atlas"]["space"] else ""
+    owners: dict[str, str] = {}
+    sidecars = set()
     for record in records:
-        session = f"ses-{record['session_id']}" if record["session_id"] else ""
-        place = folder / f"sub-{record['participant_id']}" / session / "func"
-        name = record["recording_id"].removesuffix("_bold")
-        stem = f"{name}_space-{space}_atlas-{atlas}_stat-mean_timeseries"
+        parts = bids_name(record)
+        name = "_".join(parts)
+        for key, owner in ((parts[0], record["participant_id"]), (name, record["recording_id"])):
+            if owners.setdefault(key, owner) != owner:
+                raise UserError(
+                    f"{folder}: expected names that differ in letters and digits, all that labels of BIDS hold, found "
+                    f"{owners[key]} and {owner}, both {key}; use the HDF5 export"
+                )
+        place = folder.joinpath(*(part for part in parts if part.startswith(("sub-", "ses-"))), "func")
+        sidecar = place / f"{name}{space}_atlas-{atlas}_stat-mean_timeseries.json"
         table = pd.DataFrame(record["bold"].T, columns=metadata["roi_names"])
         text = table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n")
-        write_text(place / f"{stem}.tsv", text)
-        write_json(place / f"{stem}.json", _sidecar(record, metadata, sources.get(record["recording_id"])))
-        written += 1
-    write_text(
-        folder / f"atlas-{atlas}_dseg.tsv", labels.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
-    )
-    about = {"Name": metadata["atlas"]["name"], "Space": space, "SHA256": metadata["atlas"]["sha256"]}
-    write_json(folder / f"atlas-{atlas}_description.json", about)
+        write_json(sidecar, _sidecar(record, metadata, sources.get(record["recording_id"])))
+        write_text(sidecar.with_suffix(".tsv"), text)
+        sidecars.add(sidecar)
+    _write_atlas(folder / f"atlas-{atlas}_description.json", metadata, labels)
+    _remove_outdated(folder, sidecars | {folder / f"atlas-{atlas}_description.json"})
     write_json(
-        folder / "dataset_description.json",
+        about,
         {
             "Name": "Cleaned parcel time series",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "semantoks", "Version": __version__}],
+            "GeneratedBy": [{"Name": _MAKER, "Version": __version__}],
         },
     )
-    return written
+    return len(sidecars)
+
+
+def bids_label(text: str) -> str:
+    """A label with what BIDS allows in one: ``Caltech_0051456`` becomes ``Caltech0051456``."""
+    return re.sub(r"[^A-Za-z0-9+]", "", text)
+
+
+def bids_name(record: Mapping[str, Any]) -> list[str]:
+    """Entities of a recording's name, ``sub-…`` first, with labels that BIDS allows."""
+    known = [f"sub-{record['participant_id']}"] + ([f"ses-{record['session_id']}"] if record["session_id"] else [])
+    further = record["recording_id"].removeprefix("_".join(known)).removesuffix("_bold")
+    parts = [part.partition("-") for part in (*known, *re.split(r"_(?=[A-Za-z]+-)", further)[1:])]
+    return [f"{entity}-{bids_label(label)}" for entity, _, label in parts]
+
+
+def made_here(path: Path) -> bool:
+    """Whether a sidecar or description of a BIDS dataset says that this module wrote it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        makers = [one["Name"] for one in content.get("GeneratedBy", ())]
+        return _MAKER in (*makers, *content.get("SoftwareVersions", ()))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return False
+
+
+def _remove_outdated(folder: Path, written: Set[Path]) -> None:
+    """Delete the tables (then their sidecars, then empty folders) of an earlier export that were not written now."""
+    tables = {f"{place}/*_stat-mean_timeseries.json": ".tsv" for place in ("sub-*/func", "sub-*/ses-*/func")}
+    for pattern, ending in {**tables, "atlas-*_description.json": "_dseg.tsv"}.items():
+        for sidecar in sorted(folder.glob(pattern)):
+            if sidecar in written or not made_here(sidecar):
+                continue
+            (sidecar.parent / (sidecar.stem.removesuffix("_description") + ending)).unlink(missing_ok=True)
+            sidecar.unlink()
+            above = sidecar.parent
+            while above != folder and not any(above.iterdir()):
+                above.rmdir()
+                above = above.parent
+
+
+def _write_atlas(description: Path, metadata: Mapping[str, Any], labels: pd.DataFrame) -> None:
+    atlas = metadata["atlas"]
+    made_by = [{"Name": _MAKER, "Version": __version__}]
+    about = {"Name": atlas["name"], "Space": atlas["space"], "SHA256": atlas["sha256"], "GeneratedBy": made_by}
+    write_json(description, about)
+    table = description.with_name(description.name.replace("_description.json", "_dseg.tsv"))
+    write_text(table, labels.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n"))
 
 
 def _sidecar(record: Mapping[str, Any], metadata: Mapping[str, Any], source: str | None) -> dict[str, Any]:
     strategy = metadata.get("strategy") or {}
     return {
+        "RecordingID": record["recording_id"],
         "RepetitionTime": record["tr"],
         "SamplingFrequency": 1 / record["tr"],
         "Sources": source.split("\n") if source else [],
@@ -145,7 +211,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--timeseries", type=Path, nargs="+", required=True)
     parser.add_argument("--qc", type=Path, nargs="+", required=True, help="decision tables of the same batches")
     parser.add_argument("--hdf5", type=Path, help="HDF5 file to write")
-    parser.add_argument("--bids", type=Path, help="folder of BIDS derivatives to write")
+    parser.add_argument(
+        "--bids", type=Path, help="folder of BIDS derivatives to write; files of an earlier export there are replaced"
+    )
     parser.add_argument("--index", type=Path, help="index of the cohort, for the sources of the BIDS derivatives")
     parser.add_argument("--labels", type=Path, help="label table of the atlas, for the BIDS derivatives")
     arguments = parser.parse_args(argv)
@@ -155,7 +223,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     metadata = read_metadata(arguments.timeseries[0])
     records = kept_recordings(arguments.timeseries, decisions)
     if arguments.hdf5:
-        longest = int(decisions.loc[decisions["exclude_reason"].isna(), "n_frames"].max())
+        lengths = decisions.loc[decisions["exclude_reason"].isna(), "n_frames"]
+        if lengths.empty:
+            raise UserError(
+                f"{arguments.hdf5}: expected a recording that quality control kept, found none of {len(decisions)}; "
+                "see the reasons in qc/exclusions.tsv of the cohort, then change section qc or the data"
+            )
+        longest = int(lengths.max())
         written = write_hdf5(records, metadata["roi_names"], metadata["atlas"]["name"], longest, arguments.hdf5)
     else:
         sources = {}

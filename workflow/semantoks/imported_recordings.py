@@ -13,7 +13,7 @@ from semantoks.hdf5_source import open_hdf5, texts
 PREFIXES = {"participant_id": "sub-", "session_id": "ses-", "task": "task-", "run": "run-"}
 """What a pattern of imported time series may name, and the prefix that BIDS puts before it."""
 
-LABEL = re.compile(r"[A-Za-z0-9_.+-]+")
+LABEL = re.compile(r"[_.+-]*[A-Za-z0-9][A-Za-z0-9_.+-]*")
 """Labels of imported recordings: more than BIDS allows (``Caltech_0051456``), nothing that a shell would read."""
 
 
