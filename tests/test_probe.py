@@ -305,6 +305,38 @@ class TestNothingLeaks:
         assert sizes == [{48}, {36}]
 
 
+class TestParticipantsWithoutRecording:
+    """What the table says of them counts for nothing: neither their mistakes nor their classes."""
+
+    def with_further(self, folder: Path, **cells: str) -> Study:
+        table, bold = planted(40)
+        further = table.iloc[:2].assign(participant_id=["sub-900", "sub-901"], **cells)
+        return Study(folder, pd.concat([table, further]), bold)
+
+    def test_a_number_that_is_none(self, tmp_path: Path) -> None:
+        assert len(self.with_further(tmp_path, score="refused").row("majority")) > 0
+
+    def test_a_class_of_their_own(self, tmp_path: Path) -> None:
+        rows = self.with_further(tmp_path, group="other").row("majority")
+        assert set(rows.loc[rows["phenotype"] == "group", "y_score"].map(len)) == {2}
+        assert read_metadata(tmp_path / "row.parquet")["phenotypes"]["group"]["classes"] == ["control", "patient"]
+
+    def test_abroad(self, tmp_path: Path) -> None:
+        """A model of another cohort is not stopped by a class of people who are not tested."""
+        from test_transfer import TwoCohorts
+
+        two = TwoCohorts(tmp_path)
+        for name in ("home", "abroad"):
+            path = tmp_path / f"{name}.tsv"
+            table = pd.read_csv(path, sep="\t", dtype=str)
+            further = table.iloc[:1].assign(participant_id="sub-900", group="9")
+            pd.concat([table, further]).to_csv(path, sep="\t", index=False)
+        two.settings["phenotypes"]["group"]["values"] |= {"9": "other"}
+        two.split()
+        rows = two.row("majority")
+        assert set(rows.loc[rows["phenotype"] == "group", "y_score"].map(len)) == {2}
+
+
 class TestBadInput:
     def test_an_unknown_row(self, study: Study) -> None:
         with pytest.raises(UserError, match=r"--row fcc: expected majority, confounds, fc, .* or an encoder's name"):

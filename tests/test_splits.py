@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from semantoks.errors import UserError
 from semantoks.files import read_metadata, read_table
 from semantoks.phenotypes import Cohort
-from semantoks.splits import checksum, main, make_units, random_parts, site_parts, split_cohort
+from semantoks.split_units import make_units
+from semantoks.splits import checksum, main, random_parts, site_parts, split_cohort
 from sklearn.model_selection import train_test_split
 
 PARTS = ("train", "validation", "test")
@@ -119,6 +120,12 @@ class TestLeaveSiteOut:
             split(tmp_path, participants_table(n_sites=1), probe=probe)
 
 
+def emptied(parts: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """Two cells of a column are empty."""
+    given = parts.get(column, pd.Series(value, index=parts.index))
+    return parts.assign(**{column: given.mask(parts.index % 30 == 3)})
+
+
 class TestGiven:
     """Splits of the user's own."""
 
@@ -148,6 +155,18 @@ class TestGiven:
             (lambda p: p.drop(columns="part"), r"expected the columns participant_id and part"),
             (lambda p: p.assign(repetition="first"), r"whole numbers as repetition"),
             (lambda p: p.assign(phenotype="score"), r"phenotype group: expected splits of its participants"),
+            (
+                lambda p: p.assign(participant_id=p["participant_id"].mask(p.index == 3)),
+                r"participant_id is empty in line 5; fill",
+            ),
+            (lambda p: emptied(p, "fold", "1"), r"given.tsv: fold is empty in lines 5, 35; fill"),
+            (lambda p: emptied(p, "repetition", "1"), r"given.tsv: repetition is empty in lines 5, 35; fill"),
+            (lambda p: emptied(p, "phenotype", "group"), r"given.tsv: phenotype is empty in lines 5, 35; fill"),
+            (
+                lambda p: p.assign(fold=None),
+                r"fold is empty in lines 2, 3, 4, 5, 6, …; fill the cells or drop the column",
+            ),
+            (lambda p: emptied(p, "part", "train"), r"given.tsv: part is empty in lines 5, 35; fill"),
         ],
     )
     def test_mistakes_are_refused(self, tmp_path: Path, change: Any, message: str) -> None:
@@ -187,6 +206,24 @@ class TestEverySplit:
         moved = rows.copy()
         moved.loc[0, "part"] = "test" if rows.loc[0, "part"] != "test" else "train"
         assert checksum(rows) != checksum(moved)
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            (["0"] * 57 + ["1", "2", "3"], r"phenotypes\.score: random, .*the \w+ part holds only the number 0"),
+            (["1"] + ["0"] * 59, r"phenotypes\.score: random, .*the \w+ part holds only the number 0"),
+        ],
+    )
+    def test_a_number_that_hardly_varies(self, tmp_path: Path, values: list[str], message: str) -> None:
+        table = participants_table().assign(score=values)
+        with pytest.raises(UserError, match=message):
+            split(tmp_path, table)
+
+    def test_one_held_out_site_may_be_constant(self, tmp_path: Path) -> None:
+        table = participants_table()
+        table.loc[table["site"] == "site1", "score"] = "100"
+        rows, _ = split(tmp_path, table)
+        assert "site1" in set(rows.loc[rows["phenotype"] == "score", "fold"])
 
     @pytest.mark.parametrize(
         ("rare", "stratify", "message"),

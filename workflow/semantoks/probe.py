@@ -144,7 +144,7 @@ def predict_row(
 def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """All predictions of one row, its metrics under permuted labels, and what belongs into the metadata."""
     settings = arguments.settings["probe"]
-    study = Study.read(arguments.settings)
+    study = Study.read(arguments.settings, split_participants(arguments.splits))
     alternatives = read_features(arguments, study)
     participants = alternatives[0].participants if alternatives else split_participants(arguments.splits)
     people = study.people(participants)

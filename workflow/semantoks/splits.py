@@ -11,16 +11,15 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from semantoks.baselines.overlap import seen_by_content
 from semantoks.baselines.study import Study
 from semantoks.errors import UserError, run_command
-from semantoks.files import provenance, read_table, read_tables, read_text_table, write_table
+from semantoks.files import provenance, read_table, read_tables, write_table
+from semantoks.given_splits import given_parts, read_given
 from semantoks.nested_parts import nested_parts
 from semantoks.phenotypes import (
     Cohort,
@@ -35,61 +34,11 @@ from semantoks.phenotypes import (
     targets,
 )
 from semantoks.protocols import GIVEN, LEARNING_CURVE, LEAVE_SITE_OUT, RANDOM
+from semantoks.split_units import Units, make_units
 from semantoks.transfer import transfer_splits
 
 FEWEST = 10
 """Fewest participants of a phenotype that can be split into three parts worth naming."""
-
-
-MOST_STRATA = 10
-"""A numeric column with more values than this is stratified by its quarters."""
-
-
-@dataclass(frozen=True)
-class Units:
-    """The units of a split: families, each with its participants and the stratum of its first participant."""
-
-    members: Mapping[str, list[str]]
-    stratum: Mapping[str, str] | None
-
-    def draw(self, names: Sequence[str], share: float, seed: int, key: str) -> tuple[list[str], list[str]]:
-        """Split unit names at random into (rest, share), as ``sklearn.model_selection.train_test_split`` does."""
-        strata = None if self.stratum is None else [self.stratum[name] for name in names]
-        try:
-            rest, drawn = train_test_split(list(names), test_size=share, random_state=seed, stratify=strata)
-        except ValueError as error:
-            raise UserError(
-                f"{key}: {len(names)} participants cannot be split with a share of {share} ({error}); "
-                "name fewer or coarser columns under stratify, or use a larger cohort"
-            ) from None
-        return rest, drawn
-
-    def participants(self, names: Sequence[str]) -> list[str]:
-        """The participants of the named units, sorted."""
-        return sorted(participant for name in names for participant in self.members[name])
-
-
-def make_units(participants: Sequence[str], family: pd.Series, strata: pd.DataFrame | None) -> Units:
-    """Group participants into families.
-
-    Units are in the order of their first participant, so that a cohort without families is split exactly as
-    ``train_test_split`` splits its sorted participant ids.
-    """
-    members: dict[str, list[str]] = {}
-    for participant in sorted(participants):
-        members.setdefault(str(family[participant]), []).append(participant)
-    if strata is None:
-        return Units(members, None)
-    joint = strata.apply(_coarse).agg(" | ".join, axis=1)
-    return Units(members, {name: str(joint[group[0]]) for name, group in members.items()})
-
-
-def _coarse(column: pd.Series) -> pd.Series:
-    """A column as few strata: a number with many values as its quarter, anything else as it is."""
-    numbers = pd.to_numeric(column, errors="coerce")
-    if column.nunique() > MOST_STRATA and numbers.notna().eq(column.notna()).all():
-        column = pd.qcut(numbers, 4, labels=False, duplicates="drop")
-    return column.map(str, na_action="ignore").fillna("n/a")
 
 
 def random_parts(units: Units, repetition: int, test_share: float, validation_share: float, key: str) -> dict[str, str]:
@@ -172,74 +121,24 @@ def wanted_protocols(phenotype: Phenotype, settings: Mapping[str, Any], group: p
     return possible + [GIVEN] * given
 
 
-def read_given(path: str, table: pd.DataFrame) -> pd.DataFrame:
-    """A user's splits: columns participant_id and part, and where there are several phenotype, repetition, fold.
-
-    Raises
-    ------
-    UserError
-        When columns, participants or parts are unknown.
-    """
-    given = read_text_table(path)
-    missing = {"participant_id", "part"} - set(given.columns)
-    if missing:
-        raise UserError(f"{path}: expected the columns participant_id and part, found {list(given.columns)}")
-    given["participant_id"] = given["participant_id"].str.strip().str.removeprefix("sub-")
-    given = given.assign(**{name: "0" for name in ("repetition", "fold") if name not in given})
-    unknown = sorted(set(given["part"].dropna()) - {"train", "validation", "test"})
-    if unknown or given["part"].isna().any():
-        raise UserError(f"{path}: expected train, validation or test as part, found {unknown or 'empty cells'}")
-    strangers = sorted(set(given["participant_id"]) - set(table.index))
-    if strangers:
-        raise UserError(
-            f"{path}: {len(strangers)} of its participants have no recording or no row in the participants table "
-            f"({examples(strangers)}); take them out"
-        )
-    try:
-        return given.assign(repetition=given["repetition"].astype(int))
-    except ValueError as error:
-        raise UserError(f"{path}: expected whole numbers as repetition, found {error}") from None
-
-
-def given_parts(
-    given: pd.DataFrame, phenotype: str, units: Units, path: str
-) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """Repetition, fold and parts of a user's splits of one phenotype, among its participants.
-
-    Raises
-    ------
-    UserError
-        When a participant is in two parts, a family in several, or a part is empty.
-    """
-    rows = given[given["phenotype"] == phenotype] if "phenotype" in given else given
-    family = {participant: name for name, members in units.members.items() for participant in members}
-    rows = rows[rows["participant_id"].isin(family)]
-    if rows.empty:
-        raise UserError(f"{path}: phenotype {phenotype}: expected splits of its participants, found none; add them")
-    for key, split in rows.groupby(["repetition", "fold"], sort=True):
-        where = f"{path}: phenotype {phenotype}, repetition {key[0]}, fold {key[1]}"
-        twice = sorted(split["participant_id"][split["participant_id"].duplicated()])
-        if twice:
-            raise UserError(f"{where}: {examples(twice)} more than once; a participant belongs to one part")
-        divided = split.groupby(split["participant_id"].map(family))["part"].nunique()
-        if (divided > 1).any():
-            raise UserError(f"{where}: members of {examples(divided.index[divided > 1])} are in different parts")
-        if set(split["part"]) != {"train", "validation", "test"}:
-            raise UserError(f"{where}: expected train, validation and test, found {sorted(set(split['part']))}")
-        repetition, fold = map(str, key)
-        yield int(repetition), fold, dict(sorted(zip(split["participant_id"], split["part"], strict=True)))
-
-
 def check_classes(phenotype: Phenotype, values: pd.Series, parts: Mapping[str, str], where: str, whole: bool) -> None:
     """Refuse a split whose parts cannot be fitted or scored.
 
     The training part needs every class, the validation part two; with ``whole`` the test part too (a held-out site may
-    have one: there its own metrics are n/a and the pooled ones stand).
+    have one: there its own metrics are n/a and the pooled ones stand). A number has to vary in the training part and,
+    with ``whole``, in the test part: else there is no correlation with it.
     """
     part = pd.Series(parts)
     training = part.index[part == "train"]
     target, _ = targets(phenotype, values, list(training))
     if phenotype.type == "regression":
+        for name in ("train", "test") if whole else ("train",):
+            found = set(target[part.index[part == name]])
+            if len(found) < 2:
+                raise UserError(
+                    f"{where}: the {name} part holds only the number {found.pop():g}; the column hardly varies: drop "
+                    "the phenotype, or leave participants out by its filter"
+                )
         return
     classes = set(target)
     for name in ("train", "validation", "test") if whole else ("train", "validation"):

@@ -173,10 +173,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     began = time.perf_counter()
-    study, given = Study.read(arguments.settings), arguments.settings["supervised"]
+    participants = split_participants(arguments.splits)
+    study, given = Study.read(arguments.settings, participants), arguments.settings["supervised"]
     device = choose_device(given["device"])
     compute_reproducibly(device)
-    participants = split_participants(arguments.splits)
     probe = read_metadata(arguments.splits)["settings"]["probe"]
     every = trained_by_steps(read_tasks(arguments.splits, study, participants), probe)
     # Models of another cohort are those of its random splits.

@@ -186,7 +186,7 @@ def scaled_target(task: Task) -> Tensor:
     """Class ids, or numbers in sds of the training part."""
     if task.n_classes:
         return torch.tensor(task.target, dtype=torch.int64)
-    mean, sd = _scale(task)
+    mean, sd = task.scale
     return torch.as_tensor((task.target - mean) / sd, dtype=torch.float32)
 
 
@@ -194,10 +194,5 @@ def to_scores(output: Tensor, task: Task) -> npt.NDArray[np.float64]:
     """Class probabilities, or numbers in their own unit."""
     if task.n_classes:
         return torch.softmax(output.double(), dim=1).numpy()
-    mean, sd = _scale(task)
+    mean, sd = task.scale
     return output.double().numpy() * sd + mean
-
-
-def _scale(task: Task) -> tuple[float, float]:
-    values = task.target[task.training]
-    return float(values.mean()), float(values.std()) or 1.0

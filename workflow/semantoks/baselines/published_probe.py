@@ -49,20 +49,12 @@ class Samples:
         """Target of every sample: class id, or number in sds of the training part."""
         if task.n_classes:
             return task.target[self.owner]
-        mean, sd = scale(task)
+        mean, sd = task.scale
         return ((task.target[self.owner] - mean) / sd).astype(np.float32)
 
     def logits(self, heads: Heads, number: int, participants: Index) -> torch.Tensor:
         """Output [samples, rates, outputs] for the crops of the given participants."""
         return heads.logits(self.values[torch.from_numpy(self.of(participants))], number)
-
-
-def scale(task: Task) -> tuple[float, float]:
-    """Mean and sd of a number in the training part; 0 and 1 for classes."""
-    if task.n_classes:
-        return 0.0, 1.0
-    values = task.target[task.training]
-    return float(values.mean()), float(values.std())
 
 
 def predict_published(
@@ -131,5 +123,5 @@ def _scores(heads: Heads, position: tuple[int, int], samples: Samples, task: Tas
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         probability: npt.NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
         return probability
-    mean, sd = scale(task)
+    mean, sd = task.scale
     return logits * sd + mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,17 +33,25 @@ class Study:
     ----------
     cohorts : the tested cohort first.
     tables : participants of each, as :func:`read_participants` gives them.
+    members : who is in the splits; None for everybody in the tables. What others have in the tables counts for nothing.
     """
 
     cohorts: tuple[Cohort, ...]
     tables: tuple[pd.DataFrame, ...]
+    members: frozenset[str] | None = None
 
     @classmethod
-    def read(cls, settings: Mapping[str, Any]) -> Study:
-        """From a stage's settings; ``fitted_on`` describes the other cohort like the first."""
+    def read(cls, settings: Mapping[str, Any], members: Iterable[str] | None = None) -> Study:
+        """From a stage's settings; ``fitted_on`` describes the other cohort like the first.
+
+        Parameters
+        ----------
+        members : names of the participants of the splits.
+        """
         further = [settings["fitted_on"]] if settings.get("fitted_on") else []
         cohorts = tuple(Cohort.from_settings(described) for described in (settings, *further))
-        return cls(cohorts, tuple(read_participants(cohort) for cohort in cohorts))
+        known = None if members is None else frozenset(members)
+        return cls(cohorts, tuple(read_participants(cohort) for cohort in cohorts), known)
 
     @property
     def fitted(self) -> Cohort:
@@ -70,7 +78,7 @@ class Study:
         return [f"{cohort.name}/{name}" for name in participants] if self.transfers else list(participants)
 
     def values(self, name: str) -> pd.Series:
-        """Values of a phenotype by participant.
+        """Values of a phenotype by participant of the splits.
 
         Raises
         ------
@@ -79,7 +87,11 @@ class Study:
         """
         parts = []
         for cohort, table in zip(self.cohorts, self.tables, strict=True):
-            part = phenotype_values(cohort.phenotypes[name], table)
+            own = table
+            if self.members is not None:
+                own = table[[key in self.members for key in self.keys(cohort, list(table.index))]]
+                own.attrs.update(table.attrs)
+            part = phenotype_values(cohort.phenotypes[name], own)
             parts.append(part.set_axis(self.keys(cohort, list(part.index))))
         if self.transfers and not self.fitted.phenotypes[name].is_numeric:
             known = class_names(self.fitted.phenotypes[name], parts[-1])

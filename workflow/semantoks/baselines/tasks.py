@@ -47,6 +47,14 @@ class Task:
         return zlib.crc32(name.encode())
 
     @property
+    def scale(self) -> tuple[float, float]:
+        """Mean and sd (1 where there is none) of a number in the training part; 0 and 1 for classes."""
+        if self.n_classes:
+            return 0.0, 1.0
+        values = self.target[self.training]
+        return float(values.mean()), float(values.std()) or 1.0
+
+    @property
     def where(self) -> str:
         """The split's name, for messages."""
         return f"phenotypes.{self.phenotype.name}: {self.protocol}, repetition {self.repetition}, fold {self.fold}"
