@@ -495,7 +495,63 @@ def test_the_methods_text_says_what_the_settings_say(tmp_path: Path) -> None:
     assert text.count("were excluded when") == 1
     other = methods_of(tmp_path, ("study", made("parcellate", cleaned | {"band_pass": None}, strategy=strategy)))
     assert "filtered" not in other
-    assert "below 0.1 Hz" in methods_of(tmp_path, ("study", made("import_timeseries", {"band_pass": [None, 0.1]})))
+
+
+BUTTERWORTH = "(Butterworth, order 5, both directions)"
+REGRESSED = "confounds were regressed with weights estimated on the volumes kept"
+NILEARN = ", equal to nilearn's signal.clean (Abraham et al. 2014)."
+CLEANING = {
+    ("24P", (0.01, 0.1), True): "Linear trends were removed, signals and confounds were filtered alike at 0.01–0.1 Hz "
+    f"{BUTTERWORTH} and {REGRESSED}{NILEARN}",
+    ("24P", (None, 0.09), False): "Signals and confounds were filtered alike to frequencies below 0.09 Hz "
+    f"{BUTTERWORTH} and {REGRESSED}{NILEARN}",
+    ("24P", (None, None), True): f"Linear trends were removed and {REGRESSED}{NILEARN}",
+    ("24P", None, False): f"C{REGRESSED[1:]}{NILEARN}",
+    ("none", (0.01, None), True): "Linear trends were removed and signals were filtered to frequencies above 0.01 Hz "
+    f"{BUTTERWORTH}{NILEARN}",
+    ("none", (0.01, 0.1), False): f"Signals were filtered at 0.01–0.1 Hz {BUTTERWORTH}{NILEARN}",
+    ("none", None, True): f"Linear trends were removed{NILEARN}",
+    ("none", (None, None), False): "",
+}
+
+
+@pytest.mark.parametrize(("name", "band", "detrend"), CLEANING)
+def test_the_methods_text_names_the_steps_that_were_done_and_no_others(
+    tmp_path: Path, name: str, band: tuple[float | None, float | None] | None, detrend: bool
+) -> None:
+    strategy = {"name": name, "description": "What is regressed.", "citations": []}
+    settings = {"band_pass": band, "detrend": detrend, "minimum_degrees_of_freedom": 10}
+    text = methods_of(tmp_path, ("study", made("parcellate", settings, strategy=strategy)))
+    steps = CLEANING[name, band, detrend]
+    assert "Volumes at the start of a run that fMRIPrep had marked as not in steady state were dropped. The " in text
+    assert text.endswith(
+        f"always finite. Denoising ({name}): What is regressed. {steps}{' ' if steps else ''}"
+        "Recordings with fewer than 10 degrees of freedom left were excluded."
+    )
+
+
+TRENDS = "Linear trends were removed from the imported time series"
+IMPORTED = {
+    ((0.01, 0.1), None): ("", f"{TRENDS}, which were then filtered at 0.01–0.1 Hz {BUTTERWORTH}."),
+    ((None, 0.1), None): ("", f"{TRENDS}, which were then filtered to frequencies below 0.1 Hz {BUTTERWORTH}."),
+    ((0.01, None), None): ("", f"{TRENDS}, which were then filtered to frequencies above 0.01 Hz {BUTTERWORTH}."),
+    ((None, None), None): ("", f"{TRENDS}."),
+    (None, None): ("", f"{TRENDS}."),
+    ((0.008, 0.09), (0.01, 0.1)): (", after filtering at 0.01–0.1 Hz", f"{TRENDS}."),
+    ((0.008, 0.09), (0, 0.1)): (", after filtering to frequencies below 0.1 Hz", f"{TRENDS}."),
+}
+
+
+@pytest.mark.parametrize(("band", "done"), IMPORTED)
+def test_imported_series_that_were_filtered_before_are_not_said_to_be_filtered_again(
+    tmp_path: Path, band: tuple[float | None, float | None] | None, done: tuple[float, float] | None
+) -> None:
+    before, here = IMPORTED[band, done]
+    cohort = {"already_done": {"band_pass": done}}
+    said = {"study": {"source": "hdf5", "tasks": None, **cohort}}
+    file = ("study", made("import_timeseries", {"band_pass": band, "cohort": cohort}))
+    paragraphs = methods([file], said, Inputs(tmp_path, []))
+    assert paragraphs == [f"Recordings of the cohort study came as time series extracted elsewhere{before}.", here]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from semantoks.files import read_json, read_text_table
 from semantoks.report_content import Inputs
 
 ATLAS_CITATIONS = Path(__file__).resolve().parents[2] / "resources" / "atlas_citations.tsv"
+_FILTER = "Butterworth, order 5, both directions"
 _SOURCES = {
     "bids": "were preprocessed with fMRIPrep (Esteban et al. 2019)",
     "fmriprep": "came as derivatives of fMRIPrep (Esteban et al. 2019)",
@@ -51,7 +52,8 @@ def _cohort(name: str, said: Mapping[str, Any], inputs: Inputs) -> str:
     tasks = said.get("tasks")
     text = f"Recordings of the cohort {name}{' (' + ', '.join(tasks) + ')' if tasks else ''} {_SOURCES[said['source']]}"
     if done := said.get("already_done"):
-        steps = [f"band-pass filtering at {_band(done['band_pass'])}"] if done.get("band_pass") else []
+        band = _band(done.get("band_pass"))
+        steps = [f"filtering {band}"] if band else []
         steps += ["global signal regression"] if done.get("global_signal_regression") else []
         steps += ["z-scoring"] if done.get("z_score") else []
         text += f", after {_listed(steps)}" if steps else ""
@@ -80,26 +82,32 @@ def _atlas(inputs: Inputs) -> str | None:
 
 def _parcellate(one: Mapping[str, Any]) -> str:
     settings, strategy = one["settings"], one.get("strategy") or {"name": "", "description": ""}
-    text = "The signal of a parcel was the mean over its voxels inside the brain mask that vary and are always finite; "
+    text = "Volumes at the start of a run that fMRIPrep had marked as not in steady state were dropped. "
+    text += "The signal of a parcel was the mean over its voxels inside the brain mask that vary and are always finite"
     if "minimum_coverage" in settings:
-        text += f"parcels covered less than {settings['minimum_coverage']:.0%} were taken as missing. "
+        text += f"; parcels covered less than {settings['minimum_coverage']:.0%} were taken as missing"
     cited = in_text(strategy.get("citations", []))
-    text += f"Denoising ({strategy['name']}): {strategy['description'].rstrip('. ')}{cited}. "
+    text += f". Denoising ({strategy['name']}): {strategy['description'].rstrip('. ')}{cited}. "
+    regressed = strategy["name"] != "none"
     steps = ["linear trends were removed"] if settings.get("detrend") else []
-    if settings.get("band_pass"):
-        band = _band(settings["band_pass"])
-        steps.append(f"signals and confounds were filtered alike at {band} (Butterworth, order 5, both directions)")
-    steps.append("confounds were regressed with weights estimated on the volumes kept")
-    text += _listed(steps)[0].upper() + _listed(steps)[1:] + ", equal to nilearn's signal.clean (Abraham et al. 2014)."
+    if band := _band(settings.get("band_pass")):
+        what = "signals and confounds were filtered alike" if regressed else "signals were filtered"
+        steps.append(f"{what} {band} ({_FILTER})")
+    steps += ["confounds were regressed with weights estimated on the volumes kept"] if regressed else []
+    if steps:
+        done = _listed(steps)
+        text += f"{done[0].upper()}{done[1:]}, equal to nilearn's signal.clean (Abraham et al. 2014). "
     if "minimum_degrees_of_freedom" in settings:
         least = settings["minimum_degrees_of_freedom"]
-        text += f" Recordings that this left fewer than {least:g} degrees of freedom were excluded."
-    return text
+        text += f"Recordings with fewer than {least:g} degrees of freedom left were excluded."
+    return text.rstrip()
 
 
 def _imported(one: Mapping[str, Any]) -> str:
-    band = one["settings"].get("band_pass")
-    return f"Imported time series that had not been filtered were band-pass filtered at {_band(band)}." if band else ""
+    text = "Linear trends were removed from the imported time series"
+    done = one["settings"].get("cohort", {}).get("already_done", {}).get("band_pass")
+    band = None if done else _band(one["settings"].get("band_pass"))
+    return f"{text}, which were then filtered {band} ({_FILTER})." if band else f"{text}."
 
 
 def _inclusion(one: Mapping[str, Any]) -> str:
@@ -147,11 +155,14 @@ def in_text(citations: Sequence[str]) -> str:
     return f" ({'; '.join(short)})" if short else ""
 
 
-def _band(edges: Sequence[float | None]) -> str:
-    low, high = edges
-    if low is None or high is None:
-        return f"above {low:g} Hz" if high is None else f"below {high:g} Hz"
-    return f"{low:g}–{high:g} Hz"
+def _band(edges: Sequence[float | None] | None) -> str | None:
+    """Where a filter passes, to follow ``filtered``; None where it passes everything. An edge at 0 Hz is none."""
+    low, high = edges or (None, None)
+    if low and high is not None:
+        return f"at {low:g}–{high:g} Hz"
+    if low:
+        return f"to frequencies above {low:g} Hz"
+    return None if high is None else f"to frequencies below {high:g} Hz"
 
 
 def _listed(texts: Sequence[str], word: str = "and") -> str:
