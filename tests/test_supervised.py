@@ -173,7 +173,20 @@ class TestFineTuning:
         for name, parameter in network.module.named_parameters():
             if any(word in name for word in ("bias", "norm", "scale")):
                 assert id(parameter) in spared, name
-        assert id(network.module.encoder.blocks[0].mlp_in.weight) not in spared
+        by_name = dict(network.module.named_parameters())
+        assert {
+            name.removeprefix("encoder.") for name, parameter in by_name.items() if id(parameter) not in spared
+        } == {
+            *("tokenizer.dense_weight", "tokenizer.long_kernels", "tokenizer.long_weight", "head.linear.weight"),
+            *(f"blocks.{block}.attention.{name}.weight" for block in (0, 1) for name in ("qkv", "projection")),
+            *(f"blocks.{block}.{name}.weight" for block in (0, 1) for name in ("mlp_in", "mlp_out")),
+        }
+
+    def test_vectors_of_plain_networks_do_not_decay(self) -> None:
+        network = FromNothing(WindowTransformer, 10, 2, 0)
+        spared = {id(p) for g in network.groups(TrainingSettings()) for p in g["params"] if g["weight_decay"] == 0}
+        for name, parameter in network.module.named_parameters():
+            assert (id(parameter) in spared) == (parameter.ndim == 1 or name == "position_embedding"), name
 
     def test_lora_trains_adapters_and_head_alone(self, crops: Crops) -> None:
         pytest.importorskip("peft")

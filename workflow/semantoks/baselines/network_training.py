@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from semantoks.baselines.features import Index
 from semantoks.baselines.published_head import crop_error
 from semantoks.baselines.tasks import Prediction, Task
+from semantoks.training.optimiser import SPARED
 
 INITIAL_SD = 2e-5
 CPU = torch.device("cpu")
@@ -81,9 +82,8 @@ class Head(nn.Module):
 
 
 def decayed(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: not to biases, norms, scales, embeddings of one vector."""
-    spared = ("bias", "norm", "scale", "gamma", "token", "embedding")
-    return parameter.ndim > 1 and not any(word in name for word in spared)
+    """Whether weight decay applies: not to what pretraining may spare (biases, norms, tokens), nor to vectors."""
+    return parameter.ndim > 1 and not SPARED.search(name)
 
 
 def plain_groups(module: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
