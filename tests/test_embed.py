@@ -143,6 +143,11 @@ def test_hdf5_in_the_authors_layout(folder, tmp_path):
         np.testing.assert_allclose(table["features"].iloc[row], expected, atol=1e-5)
 
 
+def group_of_that_name(file):
+    del file["timeseries/cc12"]
+    file.create_group("timeseries/cc12")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -154,6 +159,8 @@ def test_hdf5_in_the_authors_layout(folder, tmp_path):
         (lambda file: replace(file, "tr", [b"2.0", b"2.0"]), "tr: expected numbers"),
         (lambda file: replace(file, "timeseries/cc12", np.zeros((0, 12, 60))), "expected scans"),
         (lambda file: replace(file, "timeseries/cc12", np.zeros((2, 12))), "expected scans"),
+        (lambda file: replace(file, "timeseries/cc12", np.full((2, 12, 60), b"x")), "cc12: expected numbers"),
+        (group_of_that_name, r"missing \['timeseries/cc12'\]"),
         (lambda file: replace(file, "tr", [0.0, np.nan]), "found none of 2; site_00000: tr: expected seconds"),
     ],
 )
@@ -195,6 +202,23 @@ def test_a_scan_that_cannot_be_encoded_is_left_out_with_its_reason(folder, tmp_p
     assert (cohort, recording) == ("a", "site_00000")
     assert reason in kept
     assert f"left out site_00000: {kept}" in capsys.readouterr().err
+
+
+def test_a_damaged_scan_is_left_out_with_its_reason(folder, tmp_path):
+    bold = np.random.default_rng(0).standard_normal((2, 12, 60))
+    write_hdf5(tmp_path / "a.h5", bold, [60, 60], [2.0, 2.0])
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["timeseries/cc12"]
+        packed = file.create_dataset("timeseries/cc12", data=bold, chunks=(1, 12, 60), compression="gzip")
+        file.flush()
+        where = packed.id.get_chunk_info(0)
+    content = bytearray((tmp_path / "a.h5").read_bytes())
+    content[where.byte_offset + 50 : where.byte_offset + 90] = bytes(40)
+    (tmp_path / "a.h5").write_bytes(content)
+    table = run(folder, tmp_path / "a.parquet", input=tmp_path / "a.h5", atlas="cc12")
+    assert table["recording_id"].tolist() == ["site_00001"]
+    [[_, _, reason]] = read_metadata(tmp_path / "a.parquet")["excluded"]
+    assert reason.startswith("expected data that can be read, found ")
 
 
 def test_hdf5_in_parts(folder, tmp_path):

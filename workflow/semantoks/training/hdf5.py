@@ -14,6 +14,7 @@ import torch
 
 from semantoks import signals
 from semantoks.errors import UserError
+from semantoks.hdf5_source import texts
 from semantoks.model.networks import NetworkTable
 from semantoks.training.corpus import Corpus, present_networks
 
@@ -96,9 +97,11 @@ class Hdf5Scans:
 
     def _ids(self, file: Any) -> list[str]:
         """Ids of the scans, after checking the layout of the file."""
+        import h5py
+
         dataset = f"timeseries/{self.atlas}"
         needed = [dataset, "long_subject_id", "ts_len", "tr"]
-        missing = [name for name in needed if name not in file]
+        missing = [name for name in needed if not isinstance(file.get(name), h5py.Dataset)]
         if missing:
             found = sorted(file.get("timeseries", {}))
             raise UserError(f"{self.path}: expected the datasets {needed}, missing {missing}; its atlases are {found}")
@@ -113,11 +116,10 @@ class Hdf5Scans:
         for name in needed[1:]:
             if file[name].shape != shape[:1]:
                 raise UserError(f"{self.path}: {name}: expected {shape[0]} values, found the shape {file[name].shape}")
-        for name in needed[2:]:
+        for name in (dataset, *needed[2:]):
             if file[name].dtype.kind not in "iuf":
                 raise UserError(f"{self.path}: {name}: expected numbers, found {file[name].dtype}")
-        values = file["long_subject_id"][:]
-        ids = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+        ids = texts(file["long_subject_id"])
         repeated = pd.Series(ids)[pd.Series(ids).duplicated()]
         if len(repeated) or "" in ids:
             raise UserError(
@@ -175,7 +177,10 @@ class Hdf5Scans:
             raise UnusableScanError(
                 f"expected at least {self.min_frames} samples at {self.target_tr:g} s, found {n_frames}"
             )
-        bold = dataset[index, :, : int(length)].astype(np.float64)
+        try:
+            bold = dataset[index, :, : int(length)].astype(np.float64)
+        except OSError as error:
+            raise UnusableScanError(f"expected data that can be read, found {error}") from None
         finite = np.isfinite(bold)
         gaps = finite.any(axis=1) & ~finite.all(axis=1)
         if gaps.any():
