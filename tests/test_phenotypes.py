@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from semantoks.errors import UserError
+from semantoks.missing_codes import as_code
 from semantoks.phenotypes import (
     Cohort,
     Phenotype,
-    as_code,
     assign_bins,
     class_names,
     families,

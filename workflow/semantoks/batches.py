@@ -18,7 +18,7 @@ import pandas as pd
 
 from semantoks.errors import UserError
 from semantoks.files import read_text_table, write_text_if_changed
-from semantoks.phenotypes import as_code
+from semantoks.missing_codes import without_codes
 from semantoks.recordings import COLUMNS, fingerprints, list_recordings
 
 
@@ -130,8 +130,7 @@ def with_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.Da
         double = labels[labels.duplicated()].iloc[0]
         raise UserError(f"{path}: expected one row per participant, found several for {double}")
     table = table.set_axis(labels).reindex(listing["participant_id"].str.removeprefix("sub-"))
-    codes = {as_code(code) for code in cohort["participants"].get("missing") or ()}
-    table = table.mask(table.apply(lambda column: column.map(as_code, na_action="ignore").isin(codes)))
+    table = without_codes(table, cohort["participants"].get("missing") or ())
     if columns["site"]:
         listing["site"] = table[columns["site"]].to_numpy()
     if columns["mean_fd"]:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from semantoks.errors import UserError
 from semantoks.files import read_text_table
+from semantoks.missing_codes import as_code, without_codes
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -76,16 +77,6 @@ class Cohort:
         )
 
 
-def as_code(text: str) -> str:
-    """One spelling for codes that are the same number: ``-9999``, ``-9999.0`` and ``" -9999"`` agree."""
-    text = str(text).strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return repr(number)
-
-
 def column_of(table: pd.DataFrame, column: str, key: str) -> pd.Series:
     """A column by name.
 
@@ -126,8 +117,7 @@ def read_participants(cohort: Cohort) -> pd.DataFrame:
             f"{path}: expected one row per participant, found several for {len(repeated)} of them "
             f"({examples(repeated)}); keep one row each (for instance the first session's)"
         )
-    missing = {as_code(code) for code in settings.get("missing") or ()}
-    table = table.mask(table.apply(lambda column: column.map(as_code, na_action="ignore").isin(missing)))
+    table = without_codes(table, settings.get("missing") or ())
     table.index = pd.Index(ids, name="participant_id")
     table.attrs["path"] = str(path)
     return table

@@ -11,7 +11,8 @@ import pandas as pd
 
 from semantoks.baselines.features import Index, Matrix, standardise
 from semantoks.errors import UserError
-from semantoks.phenotypes import Cohort, Phenotype, as_code, column_of, examples, sites
+from semantoks.missing_codes import as_code
+from semantoks.phenotypes import Cohort, Phenotype, column_of, examples, sites
 
 MOST_CATEGORIES = 10
 """A column with more different numbers than this holds a quantity; a word in it is a mistake or a missing code."""

@@ -13,7 +13,8 @@ from semantoks.baselines.confounds import Confounds, make_confounds
 from semantoks.baselines.study import Study
 from semantoks.errors import UserError
 from semantoks.files import read_tables
-from semantoks.phenotypes import Cohort, as_code, examples
+from semantoks.missing_codes import as_code
+from semantoks.phenotypes import Cohort, examples
 
 SITE, MEAN_FD = "site", "mean_fd"
 MOST_CODES = 5
