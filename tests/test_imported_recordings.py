@@ -247,6 +247,16 @@ def test_participants_are_chosen_with_or_without_prefix(tmp_path, stored, asked)
     assert index_of({**settings, "exclude": [asked]})["recording_id"].tolist() == ["sub-02"]
 
 
+def test_tasks_and_entities_choose_among_imported_recordings_too(tmp_path):
+    ids = [f"{one}_{task}_run-{run}" for one in ("01", "02") for task in ("rest", "nback") for run in (1, 2)]
+    described = hdf5(tmp_path / "a.h5", ids, id_pattern="{participant_id}_{task}_run-{run}")
+    assert len(list_recordings(described)) == 8
+    chosen = list_recordings(described | {"tasks": ["rest"], "entities": {"run": ["1"]}})
+    assert chosen["recording_id"].tolist() == ["sub-01_task-rest_run-1", "sub-02_task-rest_run-1"]
+    with pytest.raises(UserError, match=r"found none that fit; check 'tasks'"):
+        list_recordings(described | {"tasks": ["movie"]})
+
+
 def test_two_files_of_one_recording_are_named(tmp_path):
     settings = files(tmp_path / "ts", ["01/ts.tsv", "sub-01/ts.tsv"], "{participant_id}/ts.tsv")
     with pytest.raises(UserError, match=r"expected one file for a recording, found .*/01/ts.tsv and .*/sub-01/ts.tsv"):

@@ -519,7 +519,8 @@ CLEANING = {
 def test_the_methods_text_names_the_steps_that_were_done_and_no_others(
     tmp_path: Path, name: str, band: tuple[float | None, float | None] | None, detrend: bool
 ) -> None:
-    strategy = {"name": name, "description": "What is regressed.", "citations": []}
+    described = {"description": "What is regressed.", "citations": [], "regresses": name != "none"}
+    strategy = {"name": name} | described
     settings = {"band_pass": band, "detrend": detrend, "minimum_degrees_of_freedom": 10}
     text = methods_of(tmp_path, ("study", made("parcellate", settings, strategy=strategy)))
     steps = CLEANING[name, band, detrend]

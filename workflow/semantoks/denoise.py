@@ -53,7 +53,12 @@ class Strategy:
     @property
     def needs_confounds(self) -> bool:
         """Whether anything of the confounds table is used beyond motion measures."""
-        return bool(self.confounds or self.acompcor or self.cosines or self.censoring != Censoring())
+        return self.regresses or self.censoring != Censoring()
+
+    @property
+    def regresses(self) -> bool:
+        """Whether anything is regressed."""
+        return bool(self.confounds or self.acompcor or self.cosines)
 
 
 def available_strategies() -> list[str]:

@@ -362,7 +362,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         roi_names=atlas.roi_names,
         atlas=read_json(arguments.atlas / "atlas.json"),
         template_mask=template,
-        strategy={"name": strategy.name, "description": strategy.description, "citations": list(strategy.citations)},
+        strategy={
+            "name": strategy.name,
+            "description": strategy.description,
+            "citations": list(strategy.citations),
+            "regresses": strategy.regresses,
+        },
     )
     write_table(arguments.output, table, metadata)
     excluded = table.num_rows - table.column("exclude_reason").null_count

@@ -5,7 +5,6 @@ The job graph is made from this listing; :mod:`semantoks.index` reads headers an
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,6 +66,8 @@ def list_recordings(cohort: Mapping[str, Any]) -> pd.DataFrame:
         "hdf5": lambda cohort: _listing(hdf5_recordings(cohort["source"])),
         "files": lambda cohort: _listing(file_recordings(cohort["source"])),
     }[source["type"]](cohort)
+    if source["type"] in ("hdf5", "files"):
+        listing = _wanted_runs(listing, cohort)
     listing = _selected_participants(listing, cohort)
     if listing.empty:
         raise UserError(
@@ -145,13 +146,18 @@ def _bids_images(root: Path, cohort: Mapping[str, Any], participants: Sequence[s
         folders = [folder for folder in folders if folder.name.removeprefix("sub-") in set(participants)]
     rows = [row for found in _in_threads(_images_of_participant, folders) for row in found]
     images = pd.DataFrame(rows, columns=[*COLUMNS[:-2], "image", "beside", "exclude_reason"], dtype=object)
+    gone = images["image"] == ""
+    return pd.concat([_wanted_runs(images[~gone], cohort), images[gone]])
+
+
+def _wanted_runs(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows whose entities are those of the cohort's ``tasks`` and ``entities``."""
     wanted = {"task": cohort["tasks"], **cohort["entities"]}
     for entity, labels in wanted.items():
         if labels is not None:
-            column = images["session_id" if entity == "ses" else entity]
-            fits = column.map(functools.partial(entity_fits, allowed=labels)).astype(bool)
-            images = images[fits | (images["image"] == "")]
-    return images.copy()
+            column = listing["session_id" if entity == "ses" else entity]
+            listing = listing[[entity_fits(label, labels) for label in column]]
+    return listing.copy()
 
 
 def entity_fits(label: str | None, allowed: Sequence[str | None]) -> bool:

@@ -283,7 +283,8 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
 def shown_settings(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings of a stage that belong on the page."""
     stage, settings = metadata["stage"], metadata["settings"]
-    if stage not in SHOWN_SETTINGS:
+    own_band = stage == "import_timeseries" and settings["cohort"]["already_done"]["band_pass"]
+    if stage not in SHOWN_SETTINGS or own_band:  # a band that the cohort declares is not applied again
         return []
     keys = SHOWN_SETTINGS[stage] or tuple(settings)
     return flat({key: settings[key] for key in keys if key in settings})

@@ -88,7 +88,7 @@ def _parcellate(one: Mapping[str, Any]) -> str:
         text += f"; parcels covered less than {settings['minimum_coverage']:.0%} were taken as missing"
     cited = in_text(strategy.get("citations", []))
     text += f". Denoising ({strategy['name']}): {strategy['description'].rstrip('. ')}{cited}. "
-    regressed = strategy["name"] != "none"
+    regressed = strategy.get("regresses", True)
     steps = ["linear trends were removed"] if settings.get("detrend") else []
     if band := _band(settings.get("band_pass")):
         what = "signals and confounds were filtered alike" if regressed else "signals were filtered"
