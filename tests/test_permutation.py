@@ -17,7 +17,7 @@ from semantoks.files import read_table
 from semantoks.metrics import METRICS, site_mean
 from semantoks.phenotypes import Phenotype
 from semantoks.splits import make_units, random_parts, site_parts
-from semantoks.statistics import nadeau_bengio, permutation_p
+from semantoks.statistics import corrected_t, permutation_p
 from test_probe import Study, planted
 
 PENALTIES = [1.0, 0.1, 0.01, 0.001]
@@ -238,6 +238,6 @@ class TestTypeOneError:
     def test_why_not_the_corrected_t_test(self) -> None:
         """Even without differences between sites: r of two repetitions agrees more than the t-test supposes (.2)."""
         each = [r for seed in range(self.cohorts) for _, r in self.values("random", self.draw(0, 0, seed), 1)]
-        found = [nadeau_bengio(values, 0.8, 0.2) for values in each]
+        found = [corrected_t(values, 0.8, 0.2) for values in each]
         assert np.mean([test.p < 0.05 for test in found]) > 0.06
         assert np.corrcoef(np.array(each).T)[np.triu_indices(self.repetitions, 1)].mean() > 0.22

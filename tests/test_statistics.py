@@ -12,10 +12,12 @@ from semantoks.errors import UserError
 from semantoks.metrics import METRICS, auroc, pearson_r, within_site
 from semantoks.splits import make_units, random_parts
 from semantoks.statistics import (
+    MOST_DRAWS,
     bootstrap_p,
+    corrected_t,
+    draws_for,
     holm,
     interval,
-    nadeau_bengio,
     resample_sites,
     resample_units,
 )
@@ -65,14 +67,23 @@ class TestMetrics:
         for kind in METRICS:
             y, scores, weights = example(kind, n=25, n_classes=n_classes, seed=seed)
             repeated = np.repeat(np.arange(25), weights[1].astype(int))
+            whole = kind == "regression" or set(y[repeated]) == set(y)
             for name, metric in METRICS[kind].items():
-                once = metric(y[repeated], scores[repeated], np.ones((1, len(repeated))))[0]
+                once = metric(y[repeated], scores[repeated], np.ones((1, len(repeated))))[0] if whole else np.nan
                 np.testing.assert_allclose(metric(y, scores, weights)[1], once, atol=1e-9, err_msg=name)
 
     def test_constant_scores(self) -> None:
         y = np.array([0.0, 1, 1, 0])
         assert auroc(y, np.full((4, 2), 0.5), np.ones((1, 4)))[0] == 0.5
         assert pearson_r(y, np.full((4, 1), 2.0), np.ones((1, 4)))[0] == 0.0
+
+    def test_a_draw_without_a_class_is_undefined(self) -> None:
+        """Whoever calls everybody the first class would have a balanced accuracy of 1 in a draw of the first class."""
+        y, always = np.array([0.0, 0, 0, 1]), np.tile([0.9, 0.1], (4, 1))
+        weights = np.array([[1.0, 1, 1, 1], [2, 1, 1, 0], [0, 0, 0, 4]])
+        expected = {"balanced_accuracy": 0.5, "auroc": 0.5, "macro_f1": 3 / 7}
+        for name, metric in METRICS["classification"].items():
+            np.testing.assert_allclose(metric(y, always, weights), [expected[name], np.nan, np.nan], err_msg=name)
 
     def test_one_class_has_no_auroc(self) -> None:
         assert np.isnan(auroc(np.ones(5), np.random.default_rng(0).random((5, 2)), np.ones((1, 5)))[0])
@@ -90,30 +101,40 @@ class TestMetrics:
         assert np.isnan(within_site("regression", y[:2], scores[:2], np.ones((1, 2)))[0][0])
 
 
-class TestNadeauBengio:
+class TestCorrectedT:
     def test_by_hand(self) -> None:
         """d = .1 .2 .3 .2: mean .2, s² = .02/3; t = .2/√((1/4 + 20/80)·.02/3) = 3.4641, df 3, p = .04052."""
-        made = nadeau_bengio([0.1, 0.2, 0.3, 0.2], n_train=80, n_test=20)
+        made = corrected_t([0.1, 0.2, 0.3, 0.2], n_train=80, n_test=20)
         assert made.difference == pytest.approx(0.2)
         assert made.standard_error == pytest.approx(np.sqrt(0.5 * 0.02 / 3))
         assert made.t == pytest.approx(3.4641016)
         assert made.degrees_of_freedom == 3
         assert made.p == pytest.approx(0.0405198, abs=1e-6)
         assert made.p_greater == pytest.approx(made.p / 2)
-        assert nadeau_bengio([-0.1, -0.2, -0.3, -0.2], 80, 20).p_greater == pytest.approx(1 - made.p / 2)
+        assert corrected_t([-0.1, -0.2, -0.3, -0.2], 80, 20).p_greater == pytest.approx(1 - made.p / 2)
 
     def test_without_overlap_it_is_the_paired_t_test(self) -> None:
         d = np.random.default_rng(0).normal(0.1, 1, 12)
-        assert nadeau_bengio(d, n_train=1e12, n_test=1).p == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
+        assert corrected_t(d, n_train=1e12, n_test=1).p == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
+
+    def test_by_hand_for_sums_over_pairs(self) -> None:
+        """A fifth tested: ρ = 2·.2·.8 = .32, so t = .2/√((1/4 + .32/.68)·.02/3) = 2.8856, df 3, p = .0632."""
+        made = corrected_t([0.1, 0.2, 0.3, 0.2], n_train=80, n_test=20, pairs=True)
+        assert made.standard_error == pytest.approx(np.sqrt((0.25 + 8 / 17) * 0.02 / 3))
+        assert made.t == pytest.approx(2.88557, abs=1e-4)
+        assert made.p == pytest.approx(0.06324, abs=1e-4)
 
     def test_no_difference_and_the_same_difference_everywhere(self) -> None:
-        assert nadeau_bengio([0, 0, 0], 80, 20).p == 1
-        assert nadeau_bengio([0.1, 0.1, 0.1], 80, 20).p == 0
+        """Nothing differs: p is 1. Everything differs alike: the variance is unknown, and three of a kind no proof."""
+        assert corrected_t([0, 0, 0], 80, 20).p == 1
+        alike = corrected_t([0.1, 0.1, 0.1], 80, 20)
+        assert alike.difference == pytest.approx(0.1)
+        assert np.isnan([alike.t, alike.p, alike.p_greater]).all()
 
     @pytest.mark.parametrize("d", [[0.1], [0.1, np.nan]])
     def test_it_is_refused_where_it_is_undefined(self, d: list[float]) -> None:
         with pytest.raises(UserError, match=r"at least two repetitions.*probe\.repetitions"):
-            nadeau_bengio(d, 80, 20)
+            corrected_t(d, 80, 20)
 
 
 class TestHolm:
@@ -152,12 +173,27 @@ class TestBootstrap:
         assert high == pytest.approx(values.mean() + half, abs=0.01)
 
     def test_p_of_a_difference(self) -> None:
-        assert bootstrap_p(np.ones(999)) == pytest.approx(1 / 1000)
+        """Two-sided: twice the one-sided p of the smaller side."""
+        assert bootstrap_p(np.ones(999)) == pytest.approx(2 / 1000)
+        assert bootstrap_p(np.ones(999), greater=True) == pytest.approx(1 / 1000)
         assert bootstrap_p(np.zeros(99)) == 1
-        assert bootstrap_p(np.array([-1.0] * 10 + [1.0] * 89)) == pytest.approx(21 / 100)
+        assert bootstrap_p(np.array([-1.0] * 10 + [1.0] * 89)) == pytest.approx(22 / 100)
         assert bootstrap_p(np.array([-1.0] * 10 + [1.0] * 89), greater=True) == pytest.approx(11 / 100)
         assert np.isnan(bootstrap_p(np.full(5, np.nan)))
         assert np.isnan(interval(np.full(5, np.nan), 0.95)).all()
+
+    def test_a_few_undefined_draws_are_left_out_and_with_many_there_is_nothing(self) -> None:
+        draws = np.concatenate([np.full(10, np.nan), np.linspace(-1, 2, 90)])
+        assert bootstrap_p(draws) == pytest.approx(2 * (1 + 30) / 91)
+        assert interval(draws, 0.5) == pytest.approx(tuple(np.quantile(draws[10:], [0.25, 0.75])))
+        draws[10] = np.nan
+        assert np.isnan([bootstrap_p(draws), bootstrap_p(draws, greater=True), *interval(draws, 0.5)]).all()
+
+    @given(st.integers(1, 500), st.sampled_from([0.05, 0.01]))
+    def test_draws_are_enough_for_the_tests(self, tests: int, alpha: float) -> None:
+        draws = draws_for(tests, alpha, 2000)
+        assert 2000 <= draws <= MOST_DRAWS
+        assert draws == MOST_DRAWS or holm([bootstrap_p(np.ones(draws))] + [0.99] * (tests - 1))[0] <= alpha / 2
 
     def test_sites_then_participants(self) -> None:
         """The variance of a mean over sites is that between sites plus that within, over the number of sites."""
@@ -190,8 +226,11 @@ class TestTypeOneError:
         share = 0.35 + 0.1 * (np.arange(self.n_participants) % 4) if confounded else 0.5
         return (generator.random((self.cohorts, self.n_participants)) < share).astype(float)
 
-    def balanced_accuracies(self, y: np.ndarray, effect: float, generator: np.random.Generator) -> np.ndarray:
-        """Of one row, on features that know the sites and, by ``effect``, the class: [repetitions, cohorts]."""
+    def values(self, y: np.ndarray, effect: float, generator: np.random.Generator, numbers: bool = False) -> np.ndarray:
+        """Balanced accuracy of one row (r of ``numbers``): [repetitions, cohorts].
+
+        Its features know the sites and, by ``effect``, what is predicted.
+        """
         n = self.n_participants
         names = [f"{number:03d}" for number in range(n)]
         family = pd.Series([f"family {number // 2 if number < 40 else number}" for number in range(n)], index=names)
@@ -202,7 +241,8 @@ class TestTypeOneError:
         for repetition in range(self.repetitions):
             parts = random_parts(make_units(names, family, None), repetition, 0.2, 0.25, "")
             test = np.array([parts[name] == "test" for name in names])
-            values.append(self.ridge(features, y, test))
+            predicted = self.ridge(features, y, test)
+            values.append(self.correlation(predicted, y[:, test]) if numbers else self.recall(predicted, y[:, test]))
         return np.array(values)
 
     @staticmethod
@@ -211,24 +251,44 @@ class TestTypeOneError:
         fitted, target = centred[:, ~test], y[:, ~test] - y[:, ~test].mean(axis=1, keepdims=True)
         gram = fitted.transpose(0, 2, 1) @ fitted + 30 * np.eye(features.shape[2])
         weight = np.linalg.solve(gram, fitted.transpose(0, 2, 1) @ target[:, :, None])
-        positive, truth = (centred[:, test] @ weight)[:, :, 0] > 0, y[:, test] == 1
+        return (centred[:, test] @ weight)[:, :, 0]
+
+    @staticmethod
+    def correlation(predicted: np.ndarray, y: np.ndarray) -> np.ndarray:
+        both = (each - each.mean(axis=1, keepdims=True) for each in (predicted, y))
+        guess, true = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in both)
+        return (guess * true).sum(axis=1)
+
+    @staticmethod
+    def recall(predicted: np.ndarray, y: np.ndarray) -> np.ndarray:
+        positive, truth = predicted > 0, y == 1
         recall = (positive & truth).sum(1) / truth.sum(1), (~positive & ~truth).sum(1) / (~truth).sum(1)
         return (recall[0] + recall[1]) / 2
 
-    def rejected(self, differences: np.ndarray) -> float:
+    def rejected(self, differences: np.ndarray, pairs: bool = False) -> float:
         n_test = round(self.n_participants * 0.2)
-        tests = [nadeau_bengio(each, self.n_participants - n_test, n_test) for each in differences.T]
+        tests = [corrected_t(each, self.n_participants - n_test, n_test, pairs) for each in differences.T]
         return float(np.mean([test.p < 0.05 for test in tests]))
 
     def test_random_splits(self) -> None:
         generator = np.random.default_rng(0)
         y = self.labels(True, generator)
-        one, other, strong = (self.balanced_accuracies(y, effect, generator) for effect in (0, 0, 3))
+        one, other, strong = (self.values(y, effect, generator) for effect in (0, 0, 3))
         assert self.rejected(one - other) <= 0.06
-        assert self.rejected(self.balanced_accuracies(self.labels(False, generator), 0, generator) - 0.5) <= 0.06
+        assert self.rejected(self.values(self.labels(False, generator), 0, generator) - 0.5) <= 0.06
         assert self.rejected(strong - one) > 0.8
         naive = [stats.ttest_1samp(each, 0).pvalue < 0.05 for each in (one - other).T]
         assert np.mean(naive) > 0.15, "without the correction overlapping splits look like evidence"
+
+    @pytest.mark.parametrize("effect", [0, 0.3])
+    def test_correlations_of_two_rows_that_know_as_much(self, effect: float) -> None:
+        """Nadeau and Bengio's correction is too small for r, whether the rows know nothing or something."""
+        generator = np.random.default_rng(1)
+        y = generator.normal(size=(self.cohorts, self.n_participants))
+        one, other = (self.values(y, effect, generator, numbers=True) for _ in range(2))
+        assert self.rejected(one - other, pairs=True) <= 0.06
+        assert self.rejected(one - other) > 0.07
+        assert self.rejected(self.values(y, 1.5, generator, numbers=True) - one, pairs=True) > 0.8
 
     def test_held_out_sites(self) -> None:
         n_sites, n, cohorts = 8, 160, 150

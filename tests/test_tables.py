@@ -21,8 +21,9 @@ from semantoks.confusion import confusion_matrices
 from semantoks.errors import UserError
 from semantoks.files import provenance, read_text_table, write_table
 from semantoks.rendering import Block, body_of, html_page, tex_escape, to_html, to_latex, to_markdown
-from semantoks.scores import collect, score_tables
-from semantoks.statistics import nadeau_bengio
+from semantoks.scores import score_tables
+from semantoks.statistics import corrected_t
+from semantoks.task_scores import collect
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "resources" / "published.tsv"
@@ -155,7 +156,7 @@ class TestScores:
                     for _, each in part.groupby("repetition")
                 ]
             )
-        by_hand = nadeau_bengio(np.subtract(*values), 60, 20)
+        by_hand = corrected_t(np.subtract(*values), 60, 20)
         made = of(scores, "fc-ridge", "balanced_accuracy")
         assert made["p"] == pytest.approx(by_hand.p)
         assert made["difference"] == pytest.approx(by_hand.difference)
@@ -175,7 +176,7 @@ class TestScores:
 
         differences = values(few) - values(rows[1])
         np.testing.assert_allclose(published["difference"], differences.mean())
-        np.testing.assert_allclose(published["p"], nadeau_bengio(differences, 60, 20).p)
+        np.testing.assert_allclose(published["p"], corrected_t(differences, 60, 20).p)
 
     def test_seeds_are_averaged_within_a_repetition(self, rows: list[pd.DataFrame], scores: pd.DataFrame) -> None:
         made = of(scores, "tiny-logistic", "auroc")

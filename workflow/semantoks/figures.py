@@ -19,8 +19,7 @@ from semantoks.drawing import new_figure, save
 from semantoks.errors import run_command
 from semantoks.files import read_text_table
 from semantoks.result_figures import confusion, learning_curve, sites
-from semantoks.row_kinds import COLOURS, LABELS, METRIC_LABELS, kind_of
-from semantoks.scores import row_place
+from semantoks.row_kinds import COLOURS, LABELS, METRIC_LABELS, kind_of, row_place
 
 PANELS_ACROSS = 4
 UNKNOWN = "#bbbbbb"

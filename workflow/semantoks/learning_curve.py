@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from semantoks.protocols import LEARNING_CURVE, RANDOM
-from semantoks.scores import RandomSplits, collect
 from semantoks.statistics import interval
+from semantoks.summaries import RandomSplits
+from semantoks.task_scores import collect
 
 CURVE_COLUMNS = [
     *("cohort", "phenotype", "metric", "row", "size", "n_train", "n_test", "draws", "mean", "sd", "ci_low", "ci_high"),
@@ -33,9 +34,10 @@ def learning_curves(predictions: pd.DataFrame, kinds: Mapping[str, str], setting
         metric = settings["primary"][RANDOM][task.kind]
         for row in task.rows:
             made = summarised.summary(metric, row)
-            low, high = interval(made.draws, settings["confidence"])
+            low, high = interval(made.own_draws, settings["confidence"])
             point = {"cohort": cohort, "phenotype": phenotype, "metric": metric, "row": row.name, "size": int(size)}
-            point |= {name: np.mean([getattr(r, name) for r in task.repetitions]) for name in ("n_train", "n_test")}
+            tested = [repetition.n_test for repetition in task.repetitions[: len(made.values)]]
+            point |= {"n_train": row.n_train.mean(), "n_test": np.mean(tested)}
             point |= {"draws": len(made.values), "mean": made.values.mean(), "ci_low": low, "ci_high": high}
             sd = made.values.std(ddof=1) if len(made.values) > 1 else np.nan
             records.append(point | {"sd": sd, "transductive": row.transductive})

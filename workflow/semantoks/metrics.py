@@ -2,7 +2,8 @@
 
 Every metric takes ``y_true`` [n] (class ids, or numbers), ``scores`` [n, classes] (larger is more likely; the
 prediction is the largest) or [n, 1] (the predicted number) and ``weights`` [draws, n], and gives [draws] float64.
-Where a draw leaves a metric undefined it is NaN.
+Where a draw leaves a metric undefined it is NaN: one without a class that ``y_true`` has is no smaller version of the
+same task (whoever calls everybody the other class would be right every time).
 """
 
 from __future__ import annotations
@@ -20,28 +21,35 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
 
 
 def balanced_accuracy(y_true: Floats, scores: Floats, weights: Floats) -> Floats:
-    """Mean of the classes' recalls, over the classes that are present."""
+    """Mean of the recalls of the classes of ``y_true``; NaN where a draw lacks one of them."""
     right = (scores.argmax(axis=1) == y_true).astype(np.float64)
     recalls = [_ratio(weights @ (right * (y_true == k)), weights @ (y_true == k)) for k in np.unique(y_true)]
-    return _mean_of_defined(np.stack(recalls))
+    mean: Floats = np.mean(recalls, axis=0)
+    return mean
 
 
 def macro_f1(y_true: Floats, scores: Floats, weights: Floats) -> Floats:
-    """Mean of the classes' F1 = 2·tp / (2·tp + fp + fn), over the classes that are present or predicted."""
+    """Mean of the classes' F1 = 2·tp / (2·tp + fp + fn), over those of ``y_true`` and those predicted in a draw.
+
+    NaN where a draw lacks a class of ``y_true``.
+    """
     predicted = scores.argmax(axis=1)
     values = []
     for k in np.union1d(np.unique(y_true), np.unique(predicted)):
         hit = weights @ ((predicted == k) & (y_true == k)).astype(np.float64)
         values.append(_ratio(2 * hit, weights @ (predicted == k) + weights @ (y_true == k)))
-    return _mean_of_defined(np.stack(values))
+    return np.where(_has_every_class(y_true, weights), _mean_of_defined(np.stack(values)), np.nan)
 
 
 def auroc(y_true: Floats, scores: Floats, weights: Floats) -> Floats:
-    """Area under the ROC curve; with more than two classes the mean of each class against the rest."""
+    """Area under the ROC curve; with more than two classes the mean of each class against the rest.
+
+    NaN where a draw lacks a class of ``y_true``.
+    """
     if scores.shape[1] == 2:
         return auroc_and_pairs(y_true == 1, scores[:, 1] - scores[:, 0], weights)[0]
     areas = [auroc_and_pairs(y_true == k, scores[:, k], weights)[0] for k in range(scores.shape[1])]
-    return _mean_of_defined(np.stack(areas))
+    return np.where(_has_every_class(y_true, weights), _mean_of_defined(np.stack(areas)), np.nan)
 
 
 def auroc_and_pairs(positive: npt.NDArray[np.bool_], score: Floats, weights: Floats) -> tuple[Floats, Floats]:
@@ -88,6 +96,12 @@ def mean_absolute_error(y_true: Floats, scores: Floats, weights: Floats) -> Floa
     return _ratio(weights @ np.abs(y_true - scores[:, 0]), weights.sum(axis=1))
 
 
+def _has_every_class(y_true: Floats, weights: Floats) -> npt.NDArray[np.bool_]:
+    """Whether each draw has all classes of ``y_true`` [draws]."""
+    every: npt.NDArray[np.bool_] = np.all([weights @ (y_true == k) > 0 for k in np.unique(y_true)], axis=0)
+    return every
+
+
 def _mean_of_defined(values: Floats) -> Floats:
     """Mean over the first axis of what is not NaN."""
     known = ~np.isnan(values)
@@ -100,6 +114,10 @@ METRICS: dict[str, dict[str, Metric]] = {
     "regression": {"r": pearson_r, "r2": r_squared, "mae": mean_absolute_error},
 }
 """Metrics of each type of phenotype."""
+
+PAIR_METRICS = frozenset({"auroc", "r", "r2", "mae"})
+"""Metrics that are, but for a scale, a sum over pairs of a participant fitted on and one tested; what counts whether a
+class was right is not. See :func:`semantoks.statistics.corrected_t`."""
 
 SMALLER_IS_BETTER = frozenset({"mae"})
 SITE_METRIC = {"classification": "site_auroc", "regression": "site_r"}

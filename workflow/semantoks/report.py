@@ -22,7 +22,7 @@ from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, read_metadata, read_text_table, write_text
 from semantoks.report_content import REPORT, Inputs
 from semantoks.report_methods import atlas_citations, methods
-from semantoks.scores import row_place
+from semantoks.row_kinds import row_place
 
 TASKS_ON_TERMINAL = 3
 PROBE_FIGURES = ("probes", "sites", "confusion", "learning_curve")

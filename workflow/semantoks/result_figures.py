@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from semantoks.drawing import new_figure
-from semantoks.row_kinds import COLOURS, METRIC_LABELS, kind_of
-from semantoks.scores import row_place
+from semantoks.row_kinds import COLOURS, METRIC_LABELS, kind_of, row_place
 
 PANELS_ACROSS = 4
 MARKERS = "osD^vP<>X*"

@@ -1,8 +1,6 @@
-"""How figures of probe results show rows and metrics: colours, words, order."""
+"""Kinds of rows, and how tables and figures show them: order, colours, words."""
 
 from __future__ import annotations
-
-from semantoks.scores import row_place
 
 METRIC_LABELS = {
     "balanced_accuracy": "balanced accuracy",
@@ -28,6 +26,22 @@ LABELS = {
     "untrained": "encoder as initialised",
     "pretrained": "pretrained encoder",
 }
+
+
+FROM_NOTHING = ("bnt", "windows")
+"""Rows of networks that were trained on the labels alone."""
+
+
+def row_place(name: str) -> tuple[int, str]:
+    """Where a row stands in a table: references first, then networks trained on labels alone, what was pretrained last.
+
+    0 majority, 1 confounds, 2 connectivity, 3 networks from nothing, 4 encoders as initialised, 5 everything else.
+    """
+    kinds = ("majority", "confounds-", "fc-")
+    place = next((number for number, kind in enumerate(kinds) if name.startswith(kind)), len(kinds))
+    if place == len(kinds) and name not in FROM_NOTHING:
+        place += 1 if "-random-" in name else 2
+    return place, name
 
 
 def kind_of(row: str) -> str:

@@ -19,11 +19,18 @@ Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 
 
+MOST_UNDEFINED = 0.1
+"""Share of bootstrap draws that may be undefined: with more there is no interval and no p."""
+
+MOST_DRAWS = 50_000
+"""No more bootstrap draws than these, however many tests there are."""
+
+
 @dataclass(frozen=True)
 class PairedTest:
     """A corrected t-test: mean difference, its standard error, t, degrees of freedom.
 
-    ``p`` is two-sided, ``p_greater`` that of a difference above 0.
+    ``p`` is two-sided, ``p_greater`` that of a difference above 0; NaN where the test is undefined.
     """
 
     difference: float
@@ -34,18 +41,28 @@ class PairedTest:
     p_greater: float
 
 
-def nadeau_bengio(differences: Sequence[float] | Floats, n_train: float, n_test: float) -> PairedTest:
+def corrected_t(
+    differences: Sequence[float] | Floats, n_train: float, n_test: float, pairs: bool = False
+) -> PairedTest:
     """Corrected resampled t-test of paired differences over repeated random splits.
 
     t = d̄ / √((1/k + n_test/n_train)·s²), k − 1 degrees of freedom (Nadeau & Bengio, Machine Learning 52, 2003, eq. 9).
-    The correction supposes that differences of two repetitions correlate by n_test/(n_train + n_test). They correlate
-    more (by .25 to .3) for correlations of true and predicted numbers, and for AUROC of heads on a handful of features:
-    there up to an eighth of true nulls is rejected at .05.
+    n_test/n_train is ρ/(1 − ρ) with ρ = n_test/(n_train + n_test), the share of tested participants that two
+    repetitions have in common: so much, it is supposed, their differences correlate.
+
+    Metrics that are a sum over pairs of a participant fitted on and one tested (``pairs``) correlate more: a pair
+    counts in both repetitions whichever of the two is tested, so that ρ = 2·n_train·n_test/(n_train + n_test)² (.32
+    instead of .2 with a fifth tested). With Nadeau and Bengio's ρ a tenth of true nulls is rejected there at .05.
 
     Parameters
     ----------
     differences : [k] difference of the metric in each repetition.
     n_train, n_test : participants fitted on and tested on.
+    pairs : whether the metric is of that kind.
+
+    Returns
+    -------
+    The test. Its p is NaN when all differences are the same and not 0: their variance, and so t, is not known then.
 
     Raises
     ------
@@ -58,14 +75,15 @@ def nadeau_bengio(differences: Sequence[float] | Floats, n_train: float, n_test:
             f"the corrected t-test needs finite differences of at least two repetitions, found {values.tolist()}; "
             "raise probe.repetitions"
         )
-    mean = float(values.mean())
-    error = float(np.sqrt((1 / len(values) + n_test / n_train) * values.var(ddof=1)))
+    mean, freedom = float(values.mean()), len(values) - 1
+    share = n_test / (n_train + n_test)
+    correlation = 2 * share * (1 - share) if pairs else share
+    error = float(np.sqrt((1 / len(values) + correlation / (1 - correlation)) * values.var(ddof=1)))
     if error <= 1e-15:
-        # The same difference in every repetition: nothing to test when it is none, beyond doubt otherwise.
-        t = 0.0 if mean == 0 else float(np.copysign(np.inf, mean))
-        return PairedTest(mean, 0.0, t, len(values) - 1, float(mean == 0), float(mean <= 0))
+        none = abs(mean) <= 1e-15
+        t, p = (0.0, 1.0) if none else (float("nan"), float("nan"))
+        return PairedTest(mean, 0.0, t, freedom, p, p)
     t = mean / error
-    freedom = len(values) - 1
     return PairedTest(mean, error, t, freedom, float(2 * stats.t.sf(abs(t), freedom)), float(stats.t.sf(t, freedom)))
 
 
@@ -80,27 +98,43 @@ def holm(p_values: Sequence[float] | Floats) -> Floats:
     return adjusted
 
 
+def undefined_share(draws: Floats) -> float:
+    """Share of bootstrap draws that are NaN."""
+    return float(np.isnan(draws).mean())
+
+
 def interval(draws: Floats, confidence: float) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws; NaN when none is defined."""
-    known = draws[~np.isnan(draws)]
-    if not len(known):
+    """Percentile interval of the bootstrap draws that are defined; NaN when too few are (``MOST_UNDEFINED``)."""
+    if undefined_share(draws) > MOST_UNDEFINED:
         return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
 def bootstrap_p(differences: Floats, greater: bool = False) -> float:
-    """P of a paired difference from its bootstrap draws.
+    """P of a paired difference from its bootstrap draws that are defined; NaN when too few are (``MOST_UNDEFINED``).
 
-    Two-sided: (1 + 2·min(#≤0, #≥0)) / (1 + draws), at most 1. With ``greater``: (1 + #≤0) / (1 + draws).
+    Two-sided: 2·(1 + min(#≤0, #≥0)) / (1 + draws), at most 1. With ``greater``: (1 + #≤0) / (1 + draws).
     """
-    known = differences[~np.isnan(differences)]
-    if not len(known):
+    if undefined_share(differences) > MOST_UNDEFINED:
         return float("nan")
+    known = differences[~np.isnan(differences)]
     if greater:
         return float((1 + (known <= 0).sum()) / (1 + len(known)))
     beyond = min((known <= 0).sum(), (known >= 0).sum())
-    return float(min((1 + 2 * beyond) / (1 + len(known)), 1))
+    return float(min(2 * (1 + beyond) / (1 + len(known)), 1))
+
+
+def draws_for(tests: int, alpha: float, fewest: int) -> int:
+    """Bootstrap draws with which Holm's adjustment over that many tests can reach ``alpha``.
+
+    The smallest two-sided p, 2 / (1 + draws), times the tests is at most half of ``alpha``. They are ``fewest``,
+    doubled as often as needed (one row more seldom changes the draws of the others), and at most ``MOST_DRAWS``.
+    """
+    draws = fewest
+    while draws < min(4 * tests / alpha, MOST_DRAWS):
+        draws *= 2
+    return max(fewest, min(draws, MOST_DRAWS))
 
 
 def permutation_p(observed: float, permuted: Floats) -> float:
@@ -138,7 +172,7 @@ def resample_units(unit: npt.NDArray, stratum: npt.NDArray, draws: int, generato
 class SiteResamples:
     """Draws of sites and of participants within them.
 
-    ``pool[s]`` [draws, rows of site s] are resamples of site s; in draw b the sites ``site[b]`` are taken, each with
+    ``pool[s]`` [pool, rows of site s] are resamples of site s; in draw b the sites ``site[b]`` are taken, each with
     the resample ``pick[b]`` of its pool (both [draws, sites]). Every row's model gets the same draws, so differences
     between rows are paired.
     """
@@ -159,23 +193,26 @@ class SiteResamples:
             weight += chosen
         return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
 
-    def weights(self) -> Floats:
-        """How often each row occurs in each draw [draws, rows]."""
-        weights = np.zeros((len(self.site), sum(len(rows) for rows in self.rows)))
-        for site, pick in zip(self.site.T, self.pick.T, strict=True):
+    def weights(self, draws: int | None = None) -> Floats:
+        """How often each row occurs in each of the first draws (None: all) [draws, rows]."""
+        weights = np.zeros((len(self.site[:draws]), sum(len(rows) for rows in self.rows)))
+        for site, pick in zip(self.site[:draws].T, self.pick[:draws].T, strict=True):
             for number, rows in enumerate(self.rows):
                 drawn = np.flatnonzero(site == number)
                 weights[np.ix_(drawn, rows)] += self.pool[number][pick[drawn]]
         return weights
 
 
-def resample_sites(site: npt.NDArray, unit: npt.NDArray, draws: int, generator: np.random.Generator) -> SiteResamples:
+def resample_sites(
+    site: npt.NDArray, unit: npt.NDArray, draws: int, generator: np.random.Generator, pool: int | None = None
+) -> SiteResamples:
     """Draw sites with replacement, then participants (or families) with replacement within each drawn site.
 
     Parameters
     ----------
     site, unit : [rows] site, and participant or family, of each row.
     draws : number of draws.
+    pool : number of resamples of each site, from which draws pick (None: as many as draws).
 
     Raises
     ------
@@ -186,6 +223,7 @@ def resample_sites(site: npt.NDArray, unit: npt.NDArray, draws: int, generator: 
     if len(names) < 2:
         raise UserError(f"leave-site-out needs at least two sites to compare rows, found {names.tolist()}")
     rows = [np.flatnonzero(site == name) for name in names]
-    pool = [resample_units(unit[members], np.zeros(len(members)), draws, generator) for members in rows]
+    pool = pool or draws
+    pools = [resample_units(unit[members], np.zeros(len(members)), pool, generator) for members in rows]
     shape = (draws, len(names))
-    return SiteResamples(rows, pool, generator.integers(len(names), size=shape), generator.integers(draws, size=shape))
+    return SiteResamples(rows, pools, generator.integers(len(names), size=shape), generator.integers(pool, size=shape))

@@ -30,22 +30,13 @@ from semantoks.files import (
 )
 from semantoks.learning_curve import learning_curves
 from semantoks.metrics import SMALLER_IS_BETTER
-from semantoks.protocols import GIVEN, LEARNING_CURVE, LEAVE_SITE_OUT, TRANSFER
+from semantoks.protocols import LEARNING_CURVE
 from semantoks.rendering import Block, html_page, to_html, to_latex, to_markdown
-from semantoks.scores import row_place, score_tables
+from semantoks.row_kinds import row_place
+from semantoks.scores import score_tables
+from semantoks.table_notes import METRIC_NAMES, SIMULATED, footnotes
 
-METRIC_NAMES = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "macro_f1": "macro-F1",
-    "site_auroc": "within-site AUROC",
-    "r": "r",
-    "r2": "R²",
-    "mae": "MAE",
-    "site_r": "within-site r",
-}
 TASKS_PER_TABLE = 5
-SIMULATED = "SIMULATED DATA. These numbers describe a simulator, not people."
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -53,19 +44,23 @@ def number(value: float, digits: int = 3) -> str:
     return "–" if value is None or np.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
-def p_value(value: float) -> str:
-    """A p value for a cell."""
-    return "< 0.001" if value < 0.001 else number(value)
+def p_value(record: Mapping[str, Any], column: str, untested: str) -> str:
+    """A p value for a cell; n/a where the test was undefined."""
+    if isinstance(record[untested], str):
+        return "n/a"
+    return "< 0.001" if record[column] < 0.001 else number(record[column])
 
 
 def marks(record: Mapping[str, Any], alpha: float) -> str:
-    """↑ or ↓: better or worse than the reference row; °: not better than the majority row (both Holm)."""
+    """↑ ↓: better or worse than the reference row; °: not better than the majority row (both Holm); ?: not tested."""
     text = ""
     if record["p_adjusted"] < alpha:
         better = (record["difference"] > 0) != (record["metric"] in SMALLER_IS_BETTER)
         text += "↑" if better else "↓"
     if record["p_majority_adjusted"] >= alpha:
         text += "°"
+    if any(isinstance(record[name], str) for name in ("untested", "untested_majority")):
+        text += "?"
     return f" {text}" if text else ""
 
 
@@ -104,10 +99,9 @@ def main_blocks(scores: pd.DataFrame, published: pd.DataFrame, settings: Mapping
                     cell(by_task[task].loc[row], settings["alpha"]) if row in by_task[task].index else "–"
                     for task in chosen
                 ]
-                rows.append(
-                    [label({**records.iloc[0], "transductive": records["transductive"].max(skipna=False)}), *cells]
-                )
-            rows.append(["n tested (per split)", *(_sizes(by_task[task].iloc[0]) for task in chosen)])
+                seen = records["transductive"].max(skipna=False)
+                rows.append([label({**records.iloc[0], "transductive": seen}), *cells])
+            rows += _size_rows(by_task)
             rows += _published_rows(by_task, published) if protocol == "random" else []
             whole = len(tasks) <= TASKS_PER_TABLE
             title = f"{protocol} splits" + ("" if whole else f": {', '.join(chosen)}")
@@ -120,8 +114,27 @@ def _protocols(scores: pd.DataFrame) -> list[str]:
     return sorted(set(scores["protocol"]), key=lambda name: (name != "random", name))
 
 
+def _size_rows(by_task: Mapping[str, pd.DataFrame]) -> list[list[str]]:
+    """Participants fitted on and tested: one row of the table, or several where the models' rows differ."""
+    found: list[tuple[list[str], dict[str, str]]] = []
+    every = sorted({row for records in by_task.values() for row in records.index}, key=row_place)
+    for row in every:
+        sizes = {task: _sizes(records.loc[row]) for task, records in by_task.items() if row in records.index}
+        for rows, known in found:
+            if all(known.get(task, size) == size for task, size in sizes.items()):
+                rows.append(row)
+                known.update(sizes)
+                break
+        else:
+            found.append(([row], sizes))
+    found.sort(key=lambda one: -len(one[0]))
+    cells = [[known.get(task, "–") for task in by_task] for _, known in found]
+    of = ["" if len(found) == 1 else ": other rows", *(f": {', '.join(rows)}" for rows, _ in found[1:])]
+    return [[f"n fitted + tested (tested at all){which}", *line] for which, line in zip(of, cells, strict=True)]
+
+
 def _sizes(record: Mapping[str, Any]) -> str:
-    return f"{record['n']} ({record['n_test']:.0f})"
+    return f"{record['n_train']:.0f} + {record['n_test']:.0f} ({record['n']})"
 
 
 def _published_rows(by_task: Mapping[str, pd.DataFrame], published: pd.DataFrame) -> list[list[str]]:
@@ -152,114 +165,23 @@ def detail_blocks(scores: pd.DataFrame, settings: Mapping[str, Any]) -> list[Blo
                 else "–"
                 for name in metrics
             ]
-            tests = [number(primary["difference"]), *(p_value(primary[name]) for name in ("p", "p_adjusted"))]
-            majority = p_value(primary["p_majority_adjusted"])
-            rows.append(
-                [label(primary), *values, number(primary["sd_seeds"]), *tests, majority, number(primary["published"])]
-            )
-        kind = part["type"].iloc[0]
-        header = ["model", *(METRIC_NAMES[name] for name in metrics), "sd of seeds", "difference", "p", "p (Holm)"]
-        header += ["p majority (Holm)", "published"]
+            sizes = [f"{primary['repetitions']}", f"{primary['n_train']:.0f}", f"{primary['n_test']:.0f}"]
+            tests = [number(primary["difference"])]
+            tests += [p_value(primary, name, "untested") for name in ("p", "p_adjusted")]
+            tests.append(p_value(primary, "p_majority_adjusted", "untested_majority"))
+            published = number(primary["published"])
+            rows.append([label(primary), *sizes, *values, number(primary["sd_seeds"]), *tests, published])
+        header = ["model", "k", "n fitted", "n tested", *(METRIC_NAMES[name] for name in metrics), "sd of seeds"]
+        header += ["difference", "p", "p (Holm)", "p majority (Holm)", "published"]
         note = f"difference and p: {METRIC_NAMES[part.loc[part['primary'], 'metric'].iloc[0]]} less that of the "
-        note += f"reference row {settings['reference'][kind]}; other metrics are not tested."
+        note += f"reference row {settings['reference'][part['type'].iloc[0]]}; other metrics are not tested. "
+        note += "k: repetitions; n per split."
         blocks.append(Block(f"{protocol} splits: {task}", header, rows, [note], level=3))
     return blocks
 
 
 def _spread(value: float, sign: str) -> str:
     return "" if np.isnan(value) else f" {sign} {number(value)}"
-
-
-def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
-    """What the numbers are: protocol, splits, overlap with pretraining, intervals, tests, published numbers."""
-    probe = about["settings"]["probe"]
-    fitted = "training and validation part after the choice" if probe["refit"] else "training part only"
-    share = settings["confidence"]
-    notes = [
-        f"Cohort {cohort}. {_divided(set(scores['protocol']), about)}",
-        "All rows have the same splits, by participant and family, and are fitted on the "
-        f"{fitted}. Budget: {len(probe['penalties'])} penalties (logistic, ridge), {len(probe['rates'])} learning "
-        "rates (published head). Scaling, imputation and bins come from the participants fitted on.",
-        "± is the standard deviation over repetitions, which share participants: it is no standard error. "
-        f"[…] is a {share:.0%} bootstrap interval ({settings['draws']} draws) over participants (families), stratified "
-        "by class, given the trained models; where whole sites are new to the models (leave-site-out, and a cohort for "
-        "testing with several sites) over sites, then participants within sites.",
-        f"↑ ↓ better or worse than the reference row ({settings['reference']['classification']} for classes, "
-        f"{settings['reference']['regression']} for numbers), ° not better than the majority row, at "
-        f"{settings['alpha']} after Holm's adjustment over all rows and tasks of a protocol. Two-sided against the "
-        "reference, one-sided (better) against the majority row, which has r = 0 by definition. Random splits: "
-        "corrected resampled t-test (Nadeau & Bengio 2003); leave-site-out and cohorts for testing: bootstrap of the "
-        "paired difference, which is liberal with fewer than five sites. "
-        + _permutation_note(scores, probe["permutations"]),
-        "Within-site AUROC: mean over sites weighted by the pairs compared; within-site r: weighted by participants "
-        "less one. Sites with one class have none.",
-    ]
-    trained = sorted(set(scores.loc[scores["head"].isin(["finetuned", "lora", "bnt", "windows"]), "row"]))
-    if trained:
-        notes.append(
-            f"{', '.join(trained)}: networks trained on the training part alone; the validation part chooses the epoch."
-        )
-    notes.append(_overlap_note(scores))
-    if scores["published"].notna().any() or scores["published_task"].notna().any():
-        notes.append(
-            "Published numbers are taken from secondary sources (resources/published.tsv); their participants, atlas, "
-            "splits and preprocessing differ from ours."
-        )
-    return ([SIMULATED] if settings.get("simulated") else []) + notes
-
-
-def _overlap_note(scores: pd.DataFrame) -> str:
-    """Of which rows pretraining saw tested participants, or may have."""
-    seen = sorted(set(scores.loc[scores["transductive"] > 0, "row"]))
-    unknown = sorted(set(scores.loc[scores["transductive"].isna(), "row"]))
-    by = "(by id within the cohort, by near-identical FC in other cohorts)."
-    if seen:
-        note = f"Transductive: the pretraining of {', '.join(seen)} saw recordings of tested participants, without "
-        note += f"labels {by}"
-    else:
-        note = f"Inductive: no {'other ' if unknown else ''}row's pretraining saw a tested participant {by}"
-    if unknown:
-        note += f" Unknown: whether the pretraining of {', '.join(unknown)} saw tested participants; nothing says it."
-    return note
-
-
-def _repetitions(probe: Mapping[str, Any]) -> str:
-    few, many = probe["repetitions"], max(probe["repetitions"], probe["solved_repetitions"])
-    if few == many:
-        return f"{few} repetitions"
-    return f"{many} repetitions ({few} for heads trained by steps; two rows are compared over those that both have)"
-
-
-def _divided(protocols: set[str], about: Mapping[str, Any]) -> str:
-    """How participants were divided."""
-    probe = about["settings"]["probe"]
-    random = (
-        f"{_repetitions(probe)}, {probe['test_share']:.0%} of the participants tested on, "
-        f"{probe['validation_share']:.0%} of the others for choosing; stratified by the columns that the phenotype "
-        "names."
-    )
-    if TRANSFER in protocols:
-        return (
-            f"For testing only. Models fitted on the training parts of the random splits of {about['fitted_on']} "
-            f"({random[:-1]}), each tested on everybody here: the same participants in every repetition."
-        )
-    text = f"Random splits: {random} Leave-site-out: one institution after the other is tested on"
-    absent = LEAVE_SITE_OUT not in protocols and LEAVE_SITE_OUT in probe["protocols"]
-    text += " (not here: fewer than two sites are known)." if absent else "."
-    return text + (" Given: the user's own splits." if GIVEN in protocols else "")
-
-
-def _permutation_note(scores: pd.DataFrame, counts: Mapping[str, int]) -> str:
-    """Which comparisons with the majority row rest on permuted labels."""
-    kinds = {"classification": "classes", "regression": "numbers"}
-    found = set(scores.loc[scores["test_majority"] == "permutation", "type"])
-    made = [f"{kinds[kind]} {counts[kind]} times" for kind in sorted(found) if counts.get(kind)]
-    if not made:
-        return ""
-    return (
-        f"Logistic and ridge against the majority row: labels permuted within sites ({', '.join(made)}), tuning and "
-        "refit included; p = (1 + as good) / (1 + permutations)."
-    )
 
 
 def add_published(
