@@ -312,6 +312,9 @@ class TestFiles:
         text = (folder / "small.md").read_text()
         assert "| published: Brain-Semantoks (Brain-Semantoks paper) | 0.651 |" in text
         assert "secondary sources" in text
+        assert (
+            "of their study: Brain-Semantoks paper, linear probe (arXiv 2512.11582); Brainmarks, logistic probe" in text
+        )
 
     def test_simulated_data_are_announced_everywhere(self, folder: Path) -> None:
         for name in ("small.md", "small.html", "small.tex"):

@@ -23,9 +23,8 @@ def cohort_settings(wildcards, row=None, **sections):
 
 def probe_settings(wildcards):
     """What decides about a row; which other rows there are does not."""
-    section = {key: value for key, value in settings.section("probe").items() if key not in ("rows", "inductive")}
-    section["split_file"] = settings.cohort(wildcards.cohort).settings["split_file"]
-    return cohort_settings(wildcards, getattr(wildcards, "row", None), probe=section)
+    row = getattr(wildcards, "row", None)
+    return cohort_settings(wildcards, row, probe=settings.probe_section(wildcards.cohort))
 
 
 def own_features(cohort, row):

@@ -104,6 +104,17 @@ class Settings:
         section: dict[str, Any] = copy.deepcopy(self.values[name])
         return section
 
+    def probe_section(self, cohort: str) -> dict[str, Any]:
+        """The section ``probe`` as it holds for a cohort: with its own splits, or those of the cohort it is tested for.
+
+        Without the keys that only say which rows there are.
+        """
+        section = {key: value for key, value in self.section("probe").items() if key not in ("rows", "inductive")}
+        own = self.cohort(cohort).settings
+        shares = self.cohort(own["fitted_on"] or cohort).settings["splits"]
+        own_shares = {key: value for key, value in shares.items() if value is not None}
+        return {**section, **own_shares, "split_file": own["split_file"]}
+
     @property
     def fmriprep_deciding(self) -> dict[str, Any]:
         """The keys of the section ``fmriprep`` that decide about results."""

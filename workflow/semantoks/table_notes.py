@@ -33,8 +33,22 @@ STEPPED = ("published", "finetuned", "lora", "bnt", "windows")
 """Heads and networks that are trained by steps."""
 
 
-def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
-    """What the numbers are: protocol, splits, overlap with pretraining, intervals, tests, published numbers."""
+def footnotes(
+    cohort: str,
+    about: Mapping[str, Any],
+    scores: pd.DataFrame,
+    settings: Mapping[str, Any],
+    published: pd.DataFrame,
+) -> list[str]:
+    """What the numbers are: protocol, splits, overlap with pretraining, intervals, tests, published numbers.
+
+    Parameters
+    ----------
+    cohort, about : its name, and what made the table.
+    scores : :func:`semantoks.scores.score_tables`, with type, published value and published task.
+    settings : the section ``tables``.
+    published : ``resources/published.tsv``.
+    """
     probe = about["settings"]["probe"]
     notes = [
         f"Cohort {cohort}. {_divided(set(scores['protocol']), about)}",
@@ -55,10 +69,12 @@ def footnotes(cohort: str, about: Mapping[str, Any], scores: pd.DataFrame, setti
         "less one. Sites with one class have none.",
         _overlap(scores),
     ]
-    if scores["published"].notna().any() or scores["published_task"].notna().any():
+    studies = sorted(set(published.loc[published["task"].isin(scores["published_task"].dropna()), "study"]))
+    if studies:
         notes.append(
             "Published numbers are taken from secondary sources (resources/published.tsv); their participants, atlas, "
-            "splits and preprocessing differ from ours."
+            "splits and preprocessing differ from ours, and their protocol is that of their study: "
+            f"{'; '.join(studies)}."
         )
     return ([SIMULATED] if settings.get("simulated") else []) + notes
 

@@ -217,7 +217,7 @@ def write_cohort(
     settings: Mapping[str, Any],
 ) -> None:
     """Write all formats of one cohort's tables; ``further`` ones are files of their own, by the end of their name."""
-    notes = footnotes(cohort, about, scores, settings)
+    notes = footnotes(cohort, about, scores, settings, published)
     tables = [*main_blocks(scores, published, settings), Block("What the numbers are", notes=notes, level=1)]
     tables += detail_blocks(scores, settings)
     title = f"{cohort}: probe results" + (f" — {SIMULATED}" if settings.get("simulated") else "")
