@@ -99,7 +99,10 @@ class TestFittedOn:
         )
         assert {row[0]: row[1:4] for row in detail.rows}["bnt"] == ["3", "45", "20"]
         assert "k = 3 (bnt)" in notes_of(scores)
-        assert f"k = {5} (majority, fc-logistic, fc-ridge)" in notes_of(scores)
+        assert "k = 5 (majority, fc-logistic, fc-ridge)" in notes_of(scores)
+        alone, _ = score_tables(pd.concat(network[:3]), KINDS, SETTINGS)
+        assert "k = 5 (all rows)" in notes_of(alone)
+        assert "Few" not in notes_of(alone.assign(repetitions=100))
 
 
 def models_elsewhere(
@@ -238,7 +241,7 @@ class TestUndefined:
         assert made["undefined_draws"] == pytest.approx(0.32, abs=0.08)
         assert np.isnan([made["ci_low"], made["ci_high"], made["p"], made["p_majority"]]).all()
         assert made["untested"].startswith("undefined in more than 10% of the bootstrap draws")
-        assert "Draws that lack a class are left out (group: up to 3" in notes_of(scores, GROUP)
+        assert "all numbers are the same, are left out (group: up to 3" in notes_of(scores, GROUP)
 
     def test_a_rare_class_gives_no_one_a_balanced_accuracy_above_chance(self) -> None:
         rows = predictions("majority", 0).query("phenotype == 'group' and protocol == 'leave-site-out'").copy()

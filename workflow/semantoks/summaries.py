@@ -28,7 +28,9 @@ Floats = npt.NDArray[np.float64]
 T_TEST, BOOTSTRAP = "corrected t-test", "bootstrap"
 
 SAME_EVERYWHERE = "the same difference in every repetition, so its variance is unknown"
-UNDEFINED = f"undefined in more than {MOST_UNDEFINED:.0%} of the bootstrap draws, which lack a class"
+UNDEFINED = (
+    f"undefined in more than {MOST_UNDEFINED:.0%} of the bootstrap draws (no class to compare, or all numbers the same)"
+)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from semantoks.metrics import PAIR_METRICS
@@ -112,15 +113,15 @@ def _divided(protocols: set[str], about: Mapping[str, Any]) -> str:
 def _few_repetitions(scores: pd.DataFrame) -> list[str]:
     """Which rows rest on few random splits."""
     own = scores[~scores["protocol"].isin([LEAVE_SITE_OUT, GIVEN])]
-    stepped = own["head"].isin(STEPPED)
-    notes = []
-    for part, enough in ((own[~stepped], ENOUGH_REPETITIONS), (own[stepped], ENOUGH_STEPPED)):
-        few = part[part["repetitions"] < enough]
-        for count, rows in few.groupby("repetitions", sort=True):
-            which = _named(rows["row"]) if len(set(rows["row"])) < len(set(own["row"])) else "all rows"
-            notes.append(f"k = {count} ({which})")
-    if not notes:
+    enough = np.where(own["head"].isin(STEPPED), ENOUGH_STEPPED, ENOUGH_REPETITIONS)
+    few = own[own["repetitions"] < enough]
+    if few.empty:
         return []
+    every = set(own["row"])
+    notes = [
+        f"k = {count} ({'all rows' if set(rows) == every else _named(rows)})"
+        for count, rows in few.groupby("repetitions", sort=True)["row"]
+    ]
     return [
         f"Few random splits: {'; '.join(notes)}. A mean over so few depends on which they are, and its test has k − 1 "
         f"degrees of freedom; {ENOUGH_REPETITIONS} for heads that are solved (probe.solved_repetitions) and "
@@ -155,8 +156,9 @@ def _intervals(scores: pd.DataFrame, confidence: float) -> str:
         return text
     worst = undefined["undefined_draws"].max()
     return (
-        f"{text} Draws that lack a class are left out ({_named(undefined['phenotype'])}: up to "
-        f"{worst:.1%} of them); with more than {MOST_UNDEFINED:.0%} there is no interval and no p."
+        f"{text} Draws that lack a class, or in which all numbers are the same, are left out "
+        f"({_named(undefined['phenotype'])}: up to {worst:.1%} of them); with more than {MOST_UNDEFINED:.0%} there is "
+        "no interval and no p."
     )
 
 
