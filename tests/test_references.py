@@ -297,6 +297,12 @@ class TestBadFeatureTables:
         with pytest.raises(UserError, match="column 'x': expected finite numbers, found 1e\\+300"):
             read_feature_table("own", settings | {"transductive": False})
 
+    def test_the_id_may_be_the_index_of_pandas(self, tmp_path: Path) -> None:
+        table = participants_table(3)[["participant_id"]].assign(x=0.5).set_index("participant_id")
+        table.to_parquet(tmp_path / "own.parquet")
+        settings = {"path": str(tmp_path / "own.parquet"), "id_column": "participant_id", "columns": None}
+        assert read_feature_table("own", settings | {"transductive": None}).participants == ["000", "001", "002"]
+
     def test_a_column_named_like_a_key_may_be_asked_for(self, tmp_path: Path) -> None:
         participants_table(3)[["participant_id"]].assign(run=[1, 2, 3], x=0.5).to_parquet(tmp_path / "own.parquet")
         settings = {"path": str(tmp_path / "own.parquet"), "id_column": "participant_id", "columns": ["run"]}

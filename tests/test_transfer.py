@@ -221,6 +221,7 @@ class TestRows:
 def motion(folder: Path, cohort: str, names: Iterable[str], mean_fd: float) -> str:
     """A table of the stage qc in which every recording moved as much."""
     table = pd.DataFrame({"cohort": cohort, "participant_id": list(names), "mean_fd": mean_fd, "exclude_reason": None})
+    table["session_id"] = pd.Series(None, index=table.index, dtype="string")
     path = folder / f"{cohort}_qc.parquet"
     write_table(path, table.astype({"exclude_reason": "string"}), provenance("qc", {}, ()))
     return str(path)

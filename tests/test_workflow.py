@@ -347,3 +347,24 @@ def test_dry_run_of_encoders_that_take_turns(tmp_path):
     assert (
         "expected some of the encoders ['no-east', 'no-west'], found ['no-north']" in snakemake(tmp_path, "-n").stderr
     )
+
+
+def test_fine_tuned_rows_are_compared_with_pretraining_elsewhere(tmp_path):
+    """By content, like the rows of the probe: ids say nothing across cohorts."""
+    for cohort in ("own", "elsewhere"):
+        derivative(tmp_path / cohort, "sub-00_task-rest")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tsex\n00\tF\n01\tM\n")
+    keys = {"participants": {"path": str(table)}, "phenotypes": PHENOTYPES, "role": "probe"}
+    sources = {"own": derivatives(tmp_path / "own", **keys)}
+    sources |= {"elsewhere": derivatives(tmp_path / "elsewhere", role="pretrain")}
+    encoders = {"tiny": {"preset": "tiny", "seeds": [0], "random_seeds": [], "cohorts": ["elsewhere"]}}
+    supervised = {"models": ["finetuned", "bnt"], "encoders": ["tiny_seed-0"]}
+    write_config(tmp_path, sources, pretrain={"encoders": encoders}, supervised=supervised)
+    lines = snakemake(tmp_path, "--dry-run", "--printshellcmds").stdout.splitlines()
+    tuned, from_nothing = (
+        next(line for line in lines if "semantoks.supervised" in line and f"--model {model}" in line)
+        for model in ("finetuned", "bnt")
+    )
+    assert "--pretrain-shards results/elsewhere/shards/" in tuned
+    assert "--pretrain-shards" not in from_nothing

@@ -20,6 +20,7 @@ from semantoks.errors import UserError
 from semantoks.files import read_text_table, write_text_if_changed
 from semantoks.missing_codes import without_codes
 from semantoks.recordings import COLUMNS, fingerprints, list_recordings
+from semantoks.units import participant_of, session_of, unit_names
 
 
 def update_batches(cohort: Mapping[str, Any], folder: Path, batch_size: int) -> None:
@@ -116,21 +117,27 @@ def with_participants(listing: pd.DataFrame, cohort: Mapping[str, Any]) -> pd.Da
     listing = listing.assign(site=None, mean_fd=None)
     if cohort["participants"] is None:
         return listing
-    path, key = cohort["participants"]["path"], cohort["participants"]["id_column"]
+    described = cohort["participants"]
+    path, key, session = described["path"], described["id_column"], described.get("session_column")
     columns = {"site": cohort["site_column"], "mean_fd": cohort["mean_fd_column"]}
     table = read_text_table(path)
-    missing = [column for column in (key, *columns.values()) if column is not None and column not in table.columns]
+    missing = [
+        column for column in (key, session, *columns.values()) if column is not None and column not in table.columns
+    ]
     if missing:
         raise UserError(
             f"{path}: expected the columns {', '.join(map(repr, missing))}, found "
             f"{', '.join(table.columns)}; correct the cohort file of {cohort['name']}"
         )
-    labels = table[key].astype(str).str.removeprefix("sub-")
+    participants = [participant_of(text, described.get("id_pattern"), path) for text in table[key].astype(str)]
+    labels = pd.Series(unit_names(participants, table[session].map(session_of) if session else None))
     if labels.duplicated().any():
         double = labels[labels.duplicated()].iloc[0]
-        raise UserError(f"{path}: expected one row per participant, found several for {double}")
-    table = table.set_axis(labels).reindex(listing["participant_id"].str.removeprefix("sub-"))
-    table = without_codes(table, cohort["participants"].get("missing") or ())
+        unit = "participant and session" if session else "participant"
+        raise UserError(f"{path}: expected one row per {unit}, found several for {double}")
+    own = listing["participant_id"].str.removeprefix("sub-")
+    units = unit_names(own, listing["session_id"] if session else None)
+    table = without_codes(table.set_axis(labels).reindex(units), described.get("missing") or ())
     if columns["site"]:
         listing["site"] = table[columns["site"]].to_numpy()
     if columns["mean_fd"]:

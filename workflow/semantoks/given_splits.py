@@ -11,10 +11,13 @@ from semantoks.errors import UserError
 from semantoks.files import read_text_table
 from semantoks.phenotypes import examples
 from semantoks.split_units import Units
+from semantoks.units import participant_and_session, session_of, unit_names
 
 
-def read_given(path: str, table: pd.DataFrame) -> pd.DataFrame:
+def read_given(path: str, table: pd.DataFrame, by_session: bool = False) -> pd.DataFrame:
     """A user's splits: columns participant_id and part, and where there are several phenotype, repetition, fold.
+
+    Where the unit is the session, a participant has all sessions in one part (a column session_id is not needed).
 
     Raises
     ------
@@ -31,6 +34,8 @@ def read_given(path: str, table: pd.DataFrame) -> pd.DataFrame:
             lines = f"line{'s' * (len(empty) > 1)} {examples(empty)}"
             raise UserError(f"{path}: {name} is empty in {lines}; fill the cells or drop the column or the rows")
     given["participant_id"] = given["participant_id"].str.strip().str.removeprefix("sub-")
+    if by_session:
+        given = _with_sessions(given, table)
     given = given.assign(**{name: "0" for name in ("repetition", "fold") if name not in given})
     unknown = sorted(set(given["part"]) - {"train", "validation", "test"})
     if unknown:
@@ -45,6 +50,18 @@ def read_given(path: str, table: pd.DataFrame) -> pd.DataFrame:
         return given.assign(repetition=given["repetition"].astype(int))
     except ValueError as error:
         raise UserError(f"{path}: expected whole numbers as repetition, found {error}") from None
+
+
+def _with_sessions(given: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Each row as the session that it names, or as all sessions of its participant; strangers stay as they are."""
+    if "session_id" in given:
+        sessions = [session_of(cell) for cell in given["session_id"]]
+        return given.assign(participant_id=unit_names(given["participant_id"], sessions))
+    units: dict[str, list[str]] = {}
+    for name in table.index:
+        units.setdefault(participant_and_session(name, True)[0], []).append(name)
+    sessions_of = given["participant_id"].map(lambda name: units.get(name, [name]))
+    return given.assign(participant_id=sessions_of).explode("participant_id", ignore_index=True)
 
 
 def given_parts(

@@ -6,7 +6,6 @@ The participants table is read as text; nothing is converted before its missing 
 from __future__ import annotations
 
 import difflib
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ import pandas as pd
 from semantoks.errors import UserError
 from semantoks.files import read_text_table
 from semantoks.missing_codes import as_code, without_codes
+from semantoks.units import participant_and_session, participant_of, session_of, unit_names
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -62,6 +62,11 @@ class Cohort:
     family_column: str | None = None
     confounds: Sequence[str] = ()
 
+    @property
+    def by_session(self) -> bool:
+        """Whether the unit is the session: the participants table has one row per participant and session."""
+        return bool(self.participants.get("session_column"))
+
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Cohort:
         """Take the cohort's part of a stage's settings."""
@@ -96,7 +101,7 @@ def column_of(table: pd.DataFrame, column: str, key: str) -> pd.Series:
 
 
 def read_participants(cohort: Cohort) -> pd.DataFrame:
-    """Read the participants table; index: participant ids without ``sub-``, all values text, missing codes null.
+    """Read the participants table; index: units (:mod:`semantoks.units`), all values text, missing codes null.
 
     Raises
     ------
@@ -111,26 +116,21 @@ def read_participants(cohort: Cohort) -> pd.DataFrame:
     if raw.isna().any():
         raise UserError(f"{path}: {int(raw.isna().sum())} rows have no {raw.name}; fill them in or delete the rows")
     ids = [participant_of(text, settings.get("id_pattern"), path) for text in raw]
+    session = settings.get("session_column")
+    if session:
+        ids = unit_names(ids, [session_of(cell) for cell in column_of(table, session, "participants.session_column")])
     repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
     if repeated:
+        unit = "participant and session" if session else "participant"
+        advice = "" if session else " (for instance the first session's), or name participants.session_column"
         raise UserError(
-            f"{path}: expected one row per participant, found several for {len(repeated)} of them "
-            f"({examples(repeated)}); keep one row each (for instance the first session's)"
+            f"{path}: expected one row per {unit}, found several for {len(repeated)} of them ({examples(repeated)}); "
+            f"keep one row each{advice}"
         )
     table = without_codes(table, settings.get("missing") or ())
     table.index = pd.Index(ids, name="participant_id")
     table.attrs["path"] = str(path)
     return table
-
-
-def participant_of(text: str, pattern: str | None, path: Path) -> str:
-    """The participant label in an id cell: the pattern's first group (or whole match), without ``sub-``."""
-    if pattern:
-        match = re.search(pattern, text)
-        if match is None:
-            raise UserError(f"{path}: participants.id_pattern {pattern!r} does not match the id {text!r}; correct it")
-        text = match.group(1) if match.re.groups else match.group(0)
-    return text.strip().removeprefix("sub-")
 
 
 def examples(names: Iterable[str], most: int = 5) -> str:
@@ -289,12 +289,25 @@ def site_groups(cohort: Cohort, table: pd.DataFrame) -> pd.Series:
 
 
 def families(cohort: Cohort, table: pd.DataFrame) -> pd.Series:
-    """Family of each participant; one who has none named is a family alone."""
-    alone = pd.Series(["participant " + name for name in table.index], index=table.index)
+    """Family of each unit; a participant who has none named is a family alone, with all sessions.
+
+    Raises
+    ------
+    UserError
+        When the sessions of a participant have several families.
+    """
+    participant = pd.Series([participant_and_session(name, cohort.by_session)[0] for name in table.index], table.index)
+    alone = "participant " + participant
     if cohort.family_column is None:
         return alone
-    named = column_of(table, cohort.family_column, "family_column")
-    return named.map(lambda name: f"family {name}", na_action="ignore").fillna(alone)
+    named = column_of(table, cohort.family_column, "family_column").groupby(participant)
+    several = named.nunique()
+    if (several > 1).any():
+        raise UserError(
+            f"family_column: {examples(several.index[several > 1])} have different families in different sessions; "
+            "correct the table"
+        )
+    return named.transform("first").map(lambda name: f"family {name}", na_action="ignore").fillna(alone)
 
 
 def match_participants(table: pd.DataFrame, with_data: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:

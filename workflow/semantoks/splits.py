@@ -34,8 +34,9 @@ from semantoks.phenotypes import (
     targets,
 )
 from semantoks.protocols import GIVEN, LEARNING_CURVE, LEAVE_SITE_OUT, RANDOM
-from semantoks.split_units import Units, make_units
+from semantoks.split_units import Units, make_units, with_labels
 from semantoks.transfer import transfer_splits
+from semantoks.units import unit_names
 
 FEWEST = 10
 """Fewest participants of a phenotype that can be split into three parts worth naming."""
@@ -162,7 +163,8 @@ def _can_be_fitted(phenotype: Phenotype, values: pd.Series, parts: Mapping[str, 
 
 def checksum(rows: pd.DataFrame) -> str:
     """SHA-256 of the participant lists, independent of row order and of anything else in the file."""
-    columns = ["repetition", "fold", "part", "participant_id"] + ["cohort"] * (rows["cohort"].nunique() > 1)
+    columns = ["repetition", "fold", "part", "participant_id"] + ["session_id"] * int(rows["session_id"].notna().any())
+    columns += ["cohort"] * (rows["cohort"].nunique() > 1)
     lines = sorted("\t".join(map(str, row)) for row in rows[columns].itertuples(index=False))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -231,22 +233,23 @@ def split_cohort(
     ----------
     cohort : its description.
     settings : the section ``probe``.
-    recordings : usable recordings, columns ``cohort`` and ``participant_id``.
+    recordings : usable recordings, columns ``cohort``, ``participant_id`` and ``session_id``.
     """
     if not cohort.phenotypes:
         raise UserError("phenotypes: expected at least one phenotype in the cohort file, found none")
     table = read_participants(cohort)
-    common, unmatched = match_participants(table, recordings["participant_id"])
+    sessions = recordings["session_id"] if cohort.by_session else None
+    common, unmatched = match_participants(table, unit_names(recordings["participant_id"], sessions))
     path = table.attrs["path"]
     table = table.loc[common]
     table.attrs["path"] = path
-    given = read_given(settings["split_file"], table) if settings.get("split_file") else None
+    given = read_given(settings["split_file"], table, cohort.by_session) if settings.get("split_file") else None
     rows = [
         row
         for phenotype in cohort.phenotypes.values()
         for row in split_phenotype(phenotype, table, cohort, settings, given)
     ]
-    splits = pd.DataFrame(rows)
+    splits = with_labels(pd.DataFrame(rows), cohort.by_session)
     splits.insert(0, "cohort", recordings["cohort"].iloc[0])
     return splits, {"checksums": checksums(splits), "unmatched": unmatched, "n_participants": len(common)}
 
@@ -268,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fitted-shards", nargs="+", default=[], help="shards of that cohort")
     parser.add_argument("--output", required=True, help="splits.parquet")
     arguments = parser.parse_args(argv)
-    recordings = read_tables(arguments.shards, ["cohort", "participant_id"])
+    recordings = read_tables(arguments.shards, ["cohort", "participant_id", "session_id"])
     if recordings.empty:
         raise UserError(f"{examples(arguments.shards)}: expected kept recordings, found none; see the qc report")
     settings = arguments.settings

@@ -86,7 +86,7 @@ def origin_of(model: str, loaded: LoadedEncoder | None, arguments: argparse.Name
     if loaded is None:
         return Origin(model)
     name = loaded.path.parent.name
-    people = read_tables([*arguments.shards, *arguments.fitted_shards], ["cohort", "participant_id"])
+    people = read_tables([*arguments.shards, *arguments.fitted_shards], ["cohort", "participant_id", "session_id"])
     twins = seen_by_content(arguments.shards, arguments.pretrain_shards)
     seen = seen_in_pretraining(name, loaded.config.get("pretrain_recordings"), people, twins, study)
     return Origin(model, name, _seed(name), seen)
@@ -98,24 +98,25 @@ def make_recipe(
     shards: Sequence[Path],
     participants: Sequence[str],
     given: Mapping[str, Any],
+    by_session: bool,
 ) -> Recipe:
     """Inputs and network of a model."""
     own = ("epochs", "batch", "weight_decay", "clip_norm")
     settings = TrainingSettings(**{name: given[name] for name in own}, learning_rate=given["learning_rate"][model])
     if model == BNT:
-        connectivity = read_connectivity(shards, 0.0)
+        connectivity = read_connectivity(shards, 0.0, by_session=by_session)
         rows = [connectivity.participants.index(name) for name in participants]
         inputs: Inputs = Matrices.from_edges(connectivity.edges[rows], connectivity.valid.shape[1])
         n_rois = connectivity.valid.shape[1]
         return Recipe(inputs, _from_nothing(BrainNetworkTransformer, n_rois), settings)
     if model == WINDOWS:
         corpus = load_corpus(shards)
-        inputs = WindowCrops(corpus, participants, CROP, CROP, given["crops"])
+        inputs = WindowCrops(corpus, participants, CROP, CROP, given["crops"], by_session)
         return Recipe(inputs, _from_nothing(WindowTransformer, len(corpus.roi_names)), settings)
     assert loaded is not None
     corpus = load_matching_corpus(shards, loaded)
     encoder, config = loaded.encoder, loaded.config
-    crops = Crops(corpus, participants, config["crop"], config["model"]["patch"], given["crops"])
+    crops = Crops(corpus, participants, config["crop"], config["model"]["patch"], given["crops"], by_session)
 
     def fresh(task: Task) -> Network:
         outputs = max(task.n_classes, 1)
@@ -187,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded = pretrained_encoder(arguments.model, arguments.weights)
     origin = origin_of(arguments.model, loaded, arguments, study)
     shards = [*arguments.shards, *arguments.fitted_shards]
-    recipe = make_recipe(arguments.model, loaded, shards, participants, given)
+    recipe = make_recipe(arguments.model, loaded, shards, participants, given, study.tested.by_session)
     encoder = (origin.encoder or "").split("_seed-")[0]
     row = f"{encoder}-{arguments.model}" if encoder else arguments.model
     rows = predict(recipe, origin, row, tasks, study.people(participants), device)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from semantoks.errors import UserError
 from semantoks.row_kinds import row_place
+from semantoks.units import unit_names
 
 Floats = npt.NDArray[np.float64]
 
@@ -73,6 +74,9 @@ def collect(predictions: pd.DataFrame, kinds: Mapping[str, str]) -> list[TaskSco
         When rows were not tested on the same participants with the same splits.
     """
     tasks = []
+    if "session_id" in predictions:
+        units = unit_names(predictions["participant_id"], predictions["session_id"])
+        predictions = predictions.assign(participant_id=units)
     for key, group in predictions.groupby(["cohort", "phenotype", "protocol"], sort=True):
         cohort, phenotype, protocol = map(str, key)
         checksums = group.groupby("split_checksum")["row"].unique().map(list).to_dict()

@@ -13,6 +13,8 @@ from semantoks.baselines.study import Study
 from semantoks.errors import UserError
 from semantoks.phenotypes import match_participants, phenotype_values
 from semantoks.protocols import RANDOM, TRANSFER
+from semantoks.split_units import with_labels
+from semantoks.units import participant_and_session, unit_names
 
 
 def transfer_splits(
@@ -26,7 +28,7 @@ def transfer_splits(
     ----------
     study : both cohorts.
     fitted : splits of the cohort that models are fitted on.
-    recordings : usable recordings of the tested cohort, columns ``cohort`` and ``participant_id``.
+    recordings : usable recordings of the tested cohort, columns ``cohort``, ``participant_id`` and ``session_id``.
     twins : participants whose recording is in the other cohort as well (:func:`seen_by_content`); they are left out.
 
     Raises
@@ -35,12 +37,14 @@ def transfer_splits(
         When there are no random splits of a phenotype, or nobody is left to be tested.
     """
     own, table = study.tested, study.tables[0]
-    common, unmatched = match_participants(table, recordings["participant_id"])
-    left_out = sorted(set(twins) & set(common))
+    sessions = recordings["session_id"] if own.by_session else None
+    common, unmatched = match_participants(table, unit_names(recordings["participant_id"], sessions))
+    participant = {name: participant_and_session(name, own.by_session)[0] for name in common}
+    left_out = sorted(set(twins) & set(participant.values()))
     for name in left_out:
         same = f"{twins[name][0].recording_id} of {twins[name][0].cohort}"
         print(f"{own.name}: {name} is left out, its recording is that of {same}", file=sys.stderr)
-    kept = table.loc[sorted(set(common) - set(left_out))]
+    kept = table.loc[[name for name in sorted(common) if participant[name] not in left_out]]
     kept.attrs["path"] = table.attrs["path"]
     parts = []
     for name in study.phenotypes:
@@ -53,7 +57,7 @@ def transfer_splits(
         tested = phenotype_values(own.phenotypes[name], kept).index
         for repetition, split in models.groupby("repetition", sort=True):
             test = pd.DataFrame({"cohort": own.name, "participant_id": tested, "phenotype": name, "part": "test"})
-            test = test.assign(repetition=repetition, fold="0")
+            test = with_labels(test, own.by_session).assign(repetition=repetition, fold="0")
             parts.append(pd.concat([split, test]).assign(protocol=TRANSFER))
     splits = pd.concat(parts, ignore_index=True)[list(fitted.columns)]
     twin_names = [[name, twins[name][0].cohort, twins[name][0].recording_id] for name in left_out]

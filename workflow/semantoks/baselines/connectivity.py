@@ -28,6 +28,7 @@ class Recording:
     recording_id: str
     bold: Matrix
     valid: npt.NDArray[np.bool_]
+    session_id: str | None = None
 
 
 def read_recordings(shards: Sequence[Path | str]) -> Iterator[Recording]:
@@ -38,7 +39,7 @@ def read_recordings(shards: Sequence[Path | str]) -> Iterator[Recording]:
     UserError
         When shards disagree in their ROI names or a recording's bytes do not fill its shape.
     """
-    columns = ["cohort", "participant_id", "recording_id", "n_rois", "n_frames", "valid", "bold"]
+    columns = ["cohort", "participant_id", "session_id", "recording_id", "n_rois", "n_frames", "valid", "bold"]
     names: list[str] | None = None
     for path in shards:
         found = read_metadata(path)["roi_names"]
@@ -58,7 +59,8 @@ def _recording(row: dict, path: Path | str) -> Recording:
             "run shards again"
         )
     valid = np.asarray(row["valid"], dtype=bool)
-    return Recording(row["cohort"], row["participant_id"], row["recording_id"], bold.reshape(row["n_rois"], -1), valid)
+    bold = bold.reshape(row["n_rois"], -1)
+    return Recording(row["cohort"], row["participant_id"], row["recording_id"], bold, valid, row["session_id"])
 
 
 def correlation(bold: Matrix, valid: npt.NDArray[np.bool_]) -> Matrix:
@@ -134,11 +136,12 @@ def read_connectivity(
     valid_share: float,
     edges_of: Callable[[Recording], Matrix] = pearson_edges,
     name: str = "fc",
+    by_session: bool = False,
 ) -> Connectivity:
-    """FC of every participant in the shards, in float32 from z-scored time series; runs are averaged."""
+    """FC of every unit in the shards, in float32 from z-scored time series; its recordings are averaged."""
     people, edges, valid = [], [], []
     for recording in read_recordings(shards):
-        people.append((recording.cohort, recording.participant_id))
+        people.append((recording.cohort, recording.participant_id, recording.session_id if by_session else None))
         edges.append(edges_of(recording))
         valid.append(recording.valid)
     owner = participant_keys(*zip(*people, strict=True))

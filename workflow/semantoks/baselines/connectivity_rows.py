@@ -104,12 +104,12 @@ class TangentConnectivity:
         return standardise(measure.transform(list(covariances)).astype(np.float32), training)
 
 
-def read_tangent(shards: Sequence[Path | str], valid_share: float) -> TangentConnectivity:
-    """Covariances of every participant in the shards; runs are averaged."""
+def read_tangent(shards: Sequence[Path | str], valid_share: float, by_session: bool = False) -> TangentConnectivity:
+    """Covariances of every unit in the shards; its recordings are averaged."""
     people, rows, valid = [], [], []
     n_rois = 0
     for recording in read_recordings(shards):
-        people.append((recording.cohort, recording.participant_id))
+        people.append((recording.cohort, recording.participant_id, recording.session_id if by_session else None))
         matrix = covariance(recording)
         n_rois = len(matrix)
         rows.append(matrix.ravel())

@@ -18,6 +18,7 @@ from semantoks.baselines.features import Index, Matrix, standardise
 from semantoks.errors import UserError
 from semantoks.files import read_text_table
 from semantoks.phenotypes import Phenotype, examples
+from semantoks.units import session_of, unit_names
 
 KEYS = {
     *("cohort", "session_id", "session", "ses", "recording_id", "recording", "run", "task", "acq", "dir", "echo"),
@@ -44,13 +45,15 @@ class FeatureTable:
         return standardise(self.values, training)
 
 
-def read_feature_table(name: str, settings: Mapping[str, Any]) -> FeatureTable:
+def read_feature_table(name: str, settings: Mapping[str, Any], by_session: bool = False) -> FeatureTable:
     """Read a table of features.
 
     Parameters
     ----------
     name : the row's name.
-    settings : ``path``, ``id_column``, ``columns`` (a list, or null for all others) and ``transductive``.
+    settings : ``path``, ``id_column``, ``session_column``, ``columns`` (a list, or null for all others) and
+        ``transductive``.
+    by_session : whether the unit is the session; then ``session_column`` is needed, else it must be null.
 
     Raises
     ------
@@ -61,8 +64,15 @@ def read_feature_table(name: str, settings: Mapping[str, Any]) -> FeatureTable:
     path, key = Path(settings["path"]), f"features.{name}"
     table = _read(path)
     ids = settings["id_column"]
-    columns = settings["columns"] or [column for column in table.columns if column != ids]
-    missing = [column for column in [ids, *columns] if column not in table.columns]
+    session = settings.get("session_column")
+    if bool(session) != by_session:
+        raise UserError(
+            f"{key}.session_column: expected {'the column that names the session' if by_session else 'null'}, because "
+            f"participants.session_column of the cohort is {'set' if by_session else 'null'}; found {session or 'null'}"
+        )
+    named = [ids, session] if session else [ids]
+    columns = settings["columns"] or [column for column in table.columns if column not in named]
+    missing = [column for column in [*named, *columns] if column not in table.columns]
     if missing:
         raise UserError(
             f"{path}: {key} names the columns {missing}, found {examples(table.columns, 10)}; correct {key}"
@@ -79,6 +89,9 @@ def read_feature_table(name: str, settings: Mapping[str, Any]) -> FeatureTable:
     if empty.any():
         raise UserError(f"{path}: {int(empty.sum())} rows have no {ids}; fill them in or delete the rows")
     participants = [str(value).strip().removeprefix("sub-") for value in table[ids]]
+    if session:
+        cells = table[session].map(str, na_action="ignore")
+        participants = unit_names(participants, [session_of(cell) for cell in cells])
     repeated = sorted(who for who, count in Counter(participants).items() if count > 1)
     if repeated:
         raise UserError(
@@ -103,7 +116,8 @@ def _read(path: Path) -> pd.DataFrame:
         table: pd.DataFrame = pq.read_table(path).to_pandas()
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: expected a Parquet file, found something else ({error})") from None
-    return table
+    # pandas writes a named index as a column and reads it back as an index.
+    return table.reset_index() if table.index.name is not None else table
 
 
 def _numbers(column: pd.Series, path: Path) -> Matrix:

@@ -15,6 +15,7 @@ import pandas as pd
 from semantoks.errors import UserError
 from semantoks.files import read_metadata, read_table
 from semantoks.phenotypes import Phenotype, examples
+from semantoks.units import unit_names
 
 Matrix = npt.NDArray[np.float32]
 Index = npt.NDArray[np.intp]
@@ -79,18 +80,21 @@ def _standardise(values: npt.NDArray[np.floating], scaled: Matrix, member: Matri
     scaled *= np.divide(1, sd, out=np.zeros_like(sd), where=varies)
 
 
-def participant_keys(cohorts: Iterable[str], participants: Iterable[str]) -> list[str]:
-    """What participants are called: by their id, or as ``<cohort>/<id>`` where several cohorts meet.
+def participant_keys(
+    cohorts: Iterable[str], participants: Iterable[str], sessions: Iterable[str | None] | None = None
+) -> list[str]:
+    """What units are called: by their name, or as ``<cohort>/<name>`` where several cohorts meet.
 
     Two cohorts may give one id to two people.
 
     Parameters
     ----------
     cohorts, participants : of each recording.
+    sessions : of each recording, where the unit is the session (:func:`semantoks.units.unit_names`).
     """
-    cohorts = list(cohorts)
+    cohorts, names = list(cohorts), unit_names(participants, sessions)
     several = len(set(cohorts)) > 1
-    return [f"{cohort}/{name}" if several else str(name) for cohort, name in zip(cohorts, participants, strict=True)]
+    return [f"{cohort}/{name}" if several else name for cohort, name in zip(cohorts, names, strict=True)]
 
 
 def mean_over_recordings(values: npt.NDArray[np.float32], owner: Sequence[str]) -> tuple[list[str], Matrix]:
@@ -150,14 +154,15 @@ class CropFeatures:
         return standardise(self.mean, training)
 
 
-def read_embeddings(paths: Sequence[Path | str]) -> CropFeatures:
-    """Read embeddings of one encoder; crops with the same number are averaged over a participant's recordings.
+def read_embeddings(paths: Sequence[Path | str], by_session: bool = False) -> CropFeatures:
+    """Read embeddings of one encoder; crops with the same number are averaged over a unit's recordings.
 
     Whom pretraining saw is another question: :func:`semantoks.baselines.overlap.seen_in_pretraining`.
 
     Parameters
     ----------
     paths : one file per cohort; participants of several cohorts are called as :func:`participant_keys` says.
+    by_session : whether the unit is the session.
 
     Raises
     ------
@@ -173,7 +178,8 @@ def read_embeddings(paths: Sequence[Path | str]) -> CropFeatures:
             "run embed again"
         )
     table = pd.concat(tables, ignore_index=True)
-    table["participant_id"] = participant_keys(table["cohort"], table["participant_id"])
+    sessions = table["session_id"] if by_session else None
+    table["participant_id"] = participant_keys(table["cohort"], table["participant_id"], sessions)
     participants, crops, present = _by_crop(table, np.stack(table["features"].to_list()).astype(np.float32))
     encoder = about[0].get("encoder") or Path(paths[0]).stem
     name = about[0].get("features") or "cls_avg"
@@ -181,7 +187,7 @@ def read_embeddings(paths: Sequence[Path | str]) -> CropFeatures:
 
 
 def _read_crops(path: Path | str) -> pd.DataFrame:
-    table = read_table(path, ["cohort", "participant_id", "recording_id", "crop", "features"])
+    table = read_table(path, ["cohort", "participant_id", "session_id", "recording_id", "crop", "features"])
     if table.empty:
         raise UserError(f"{path}: expected features, found no row; see the qc report and the log of embed")
     lengths = table["features"].map(len)

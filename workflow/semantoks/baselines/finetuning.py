@@ -96,12 +96,21 @@ class Crops:
     """
 
     def __init__(
-        self, corpus: Corpus, participants: Sequence[str], crop: int, patch: int, n_crops: int, batch: int = 64
+        self,
+        corpus: Corpus,
+        participants: Sequence[str],
+        crop: int,
+        patch: int,
+        n_crops: int,
+        by_session: bool = False,
+        batch: int = 64,
     ) -> None:
         self.corpus, self.crop, self.patch, self.batch = corpus, crop, patch, batch
         self.views = replace(ViewSettings(), crop=crop, zeroed_rois=0.0)
         self.complete = corpus.complete(crop)
-        owner = np.array(participant_keys(corpus.table["cohort"], corpus.table["participant_id"]), dtype=str)
+        sessions = corpus.table["session_id"] if by_session else None
+        keys = participant_keys(corpus.table["cohort"], corpus.table["participant_id"], sessions)
+        owner = np.array(keys, dtype=str)
         self.scans = [np.flatnonzero(owner == name) for name in participants]
         without = [name for name, scans in zip(participants, self.scans, strict=True) if not len(scans)]
         if without:

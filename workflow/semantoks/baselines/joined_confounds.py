@@ -15,29 +15,31 @@ from semantoks.errors import UserError
 from semantoks.files import read_tables
 from semantoks.missing_codes import as_code
 from semantoks.phenotypes import Cohort, examples
+from semantoks.units import unit_names
 
 SITE, MEAN_FD = "site", "mean_fd"
 MOST_CODES = 5
 """A column of at most so many different whole numbers holds codes (of sex, of a scanner), not a quantity."""
 
 
-def read_mean_fd(qc: Sequence[str]) -> pd.DataFrame | None:
-    """Mean framewise displacement [mm], averaged over usable recordings; None without QC files.
+def read_mean_fd(qc: Sequence[str], by_session: bool = False) -> pd.DataFrame | None:
+    """Mean framewise displacement [mm] of each unit, averaged over usable recordings; None without QC files.
 
     Returns
     -------
-    Columns cohort, participant_id, mean_fd.
+    Columns cohort, unit, mean_fd.
     """
     if not qc:
         return None
-    table = read_tables(qc, ["cohort", "participant_id", "mean_fd", "exclude_reason"])
+    table = read_tables(qc, ["cohort", "participant_id", "session_id", "mean_fd", "exclude_reason"])
     table = table[table["exclude_reason"].isna()]
-    return table.groupby(["cohort", "participant_id"])["mean_fd"].mean().reset_index()
+    units = unit_names(table["participant_id"], table["session_id"] if by_session else None)
+    return table.assign(unit=units).groupby(["cohort", "unit"])["mean_fd"].mean().reset_index()
 
 
 def read_confounds(study: Study, participants: Sequence[str], qc: Sequence[str]) -> Confounds:
     """Confounds of the named participants; of two cohorts those that both know, in the codes of the fitted one."""
-    motion = read_mean_fd(qc)
+    motion = read_mean_fd(qc, study.tested.by_session)
     made = []
     for cohort, table in zip(study.cohorts, study.tables, strict=True):
         wanted = set(participants)
@@ -47,7 +49,7 @@ def read_confounds(study: Study, participants: Sequence[str], qc: Sequence[str])
         own = None
         if motion is not None:
             rows = motion if not study.transfers else motion[motion["cohort"] == cohort.name]
-            own = rows.set_index("participant_id")["mean_fd"]
+            own = rows.set_index("unit")["mean_fd"]
         one = make_confounds(cohort, table, sorted(ids), own)
         made.append(replace(one, participants=study.keys(cohort, one.participants)))
     return made[0] if len(made) == 1 else joined(made, study)

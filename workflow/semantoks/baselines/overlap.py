@@ -76,7 +76,7 @@ def seen_in_pretraining(
     ----------
     encoder : its name, for the log.
     pretrained : cohort and participant of everybody it was pretrained on (``pretrain_recordings``); None is unknown.
-    people : columns ``cohort`` and ``participant_id`` of the recordings that have features.
+    people : columns ``cohort``, ``participant_id`` and ``session_id`` of the recordings that have features.
     twins : participants of the tested cohort that equal recordings elsewhere (:func:`seen_by_content`).
     study : gives the names of participants.
     """
@@ -84,12 +84,16 @@ def seen_in_pretraining(
         print(f"{encoder} does not say whom it was pretrained on: transductive is left empty", file=sys.stderr)
         return None
     known = {(str(cohort), str(name)) for cohort, name in pretrained}
-    keys = participant_keys(people["cohort"], people["participant_id"])
-    pairs = zip(people["cohort"], people["participant_id"], strict=True)
+    sessions = people["session_id"] if study.tested.by_session else None
+    keys = participant_keys(people["cohort"], people["participant_id"], sessions)
+    pairs = list(zip(people["cohort"], people["participant_id"], strict=True))
     seen = {key for key, pair in zip(keys, pairs, strict=True) if pair in known}
     for participant, found in sorted(twins.items()):
         for twin in [twin for twin in found if (twin.cohort, twin.participant_id) in known][:1]:
-            seen.update(study.keys(study.tested, [participant]))
+            own = [
+                name == participant and (not study.transfers or cohort == study.tested.name) for cohort, name in pairs
+            ]
+            seen.update(key for key, is_own in zip(keys, own, strict=True) if is_own)
             print(
                 f"{participant}: pretraining of {encoder} saw the same content as {twin.recording_id} "
                 f"(FC r {twin.correlation:.3f})",

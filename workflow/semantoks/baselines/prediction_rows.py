@@ -35,6 +35,7 @@ def rows_of(
     """
     tested = people.iloc[task.test]
     table = pd.DataFrame({"participant_id": tested["participant_id"].to_numpy(dtype=str)})
+    table["session_id"] = tested["session_id"].astype("string").to_numpy()
     table["row"] = row
     table["head"] = head
     table["encoder"] = origin.encoder
@@ -60,7 +61,7 @@ def rows_of(
 def with_key(rows: pd.DataFrame, cohort: str) -> pd.DataFrame:
     """The rows with the key columns of every table, in a fixed order."""
     rows.insert(0, "cohort", cohort)
-    rows.insert(2, "session_id", pd.Series(None, index=rows.index, dtype="string"))
+    rows.insert(2, "session_id", rows.pop("session_id").astype("string"))
     rows.insert(3, "recording_id", pd.Series(None, index=rows.index, dtype="string"))
-    order = ["phenotype", "protocol", "repetition", "fold", "row", "participant_id"]
+    order = ["phenotype", "protocol", "repetition", "fold", "row", "participant_id", "session_id"]
     return rows.sort_values(order, ignore_index=True)

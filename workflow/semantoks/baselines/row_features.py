@@ -66,15 +66,16 @@ def _encoders(arguments: argparse.Namespace, study: Study) -> list[CropFeatures]
     found = []
     for encoder, paths in sorted(files.items()):
         pretrained = read_metadata(paths[0]).get("pretrain_recordings")
-        people = read_tables(paths, ["cohort", "participant_id"])
+        people = read_tables(paths, ["cohort", "participant_id", "session_id"])
         seen = seen_in_pretraining(encoder, pretrained, people, twins, study)
-        found.append(replace(read_embeddings(paths), seen=seen))
+        found.append(replace(read_embeddings(paths, study.tested.by_session), seen=seen))
     return found
 
 
 def _own_table(row: str, settings: Mapping[str, Any], study: Study) -> FeatureTable:
     """A user's table, of both cohorts where models of one are tested on another."""
-    tables = [read_feature_table(row, settings["features"][row])]
+    by_session = study.tested.by_session
+    tables = [read_feature_table(row, settings["features"][row], by_session)]
     if not study.transfers:
         return tables[0]
     other = (settings["fitted_on"].get("features") or {}).get(row)
@@ -82,7 +83,7 @@ def _own_table(row: str, settings: Mapping[str, Any], study: Study) -> FeatureTa
         raise UserError(
             f"features.{row}: expected it in {study.fitted.name} as well, found it in {study.tested.name} only"
         )
-    tables.append(read_feature_table(row, other))
+    tables.append(read_feature_table(row, other, by_session))
     widths = [table.values.shape[1] for table in tables]
     if widths[0] != widths[1]:
         raise UserError(
@@ -101,13 +102,14 @@ def _from_shards(arguments: argparse.Namespace, study: Study) -> Features:
     """Functional connectivity in the form that ``--row`` names."""
     settings = arguments.settings["probe"]
     share, shards = settings["roi_valid_share"], [*arguments.shards, *arguments.fitted_shards]
+    by_session = study.tested.by_session
     if arguments.row == CONNECTIVITY:
-        return read_connectivity(shards, share)
+        return read_connectivity(shards, share, by_session=by_session)
     if arguments.row == COMBAT:
         # Here, as for the rows below, because what they import outlasts the plain row.
         from semantoks.baselines.combat import HarmonisedConnectivity
 
-        connectivity = read_connectivity(shards, share)
+        connectivity = read_connectivity(shards, share, by_session=by_session)
         cohort, table = study.tested, study.tables[0]
         if cohort.site_column is None:
             raise UserError(f"--row {COMBAT}: ComBat needs sites; set site_column in the cohort file")
@@ -117,7 +119,7 @@ def _from_shards(arguments: argparse.Namespace, study: Study) -> Features:
     from semantoks.baselines.connectivity_rows import KernelConnectivity, power_edges, read_tangent
 
     if arguments.row == TANGENT:
-        return read_tangent(shards, share)
+        return read_tangent(shards, share, by_session)
     if arguments.row == KERNEL:
-        return KernelConnectivity(KERNEL, read_connectivity(shards, share))
-    return read_connectivity(shards, share, power_edges(settings["power"]), POWER)
+        return KernelConnectivity(KERNEL, read_connectivity(shards, share, by_session=by_session))
+    return read_connectivity(shards, share, power_edges(settings["power"]), POWER, by_session)

@@ -20,6 +20,7 @@ from semantoks.phenotypes import (
     site_groups,
     sites,
 )
+from semantoks.units import participant_and_session
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Study:
         """
         further = [settings["fitted_on"]] if settings.get("fitted_on") else []
         cohorts = tuple(Cohort.from_settings(described) for described in (settings, *further))
+        if len({cohort.by_session for cohort in cohorts}) > 1:
+            raise UserError(
+                f"{cohorts[0].name}: participants.session_column: expected it in both or in none of {cohorts[0].name} "
+                f"and {cohorts[-1].name}, found it in one; what is predicted is a session or a participant in both"
+            )
         known = None if members is None else frozenset(members)
         return cls(cohorts, tuple(read_participants(cohort) for cohort in cohorts), known)
 
@@ -105,13 +111,15 @@ class Study:
         return values
 
     def people(self, participants: Sequence[str]) -> pd.DataFrame:
-        """Columns cohort, participant_id, site, site_group and family of the named participants, in their order."""
+        """Columns cohort, participant_id, session_id, site, site_group and family of the named units, in order."""
         parts = []
         for cohort, table in zip(self.cohorts, self.tables, strict=True):
             columns = {"site": sites(cohort, table), "site_group": site_groups(cohort, table)}
             part = pd.DataFrame({**columns, "family": families(cohort, table)})
             part.insert(0, "cohort", cohort.name)
-            part.insert(1, "participant_id", table.index.to_numpy(dtype=object))
+            labels = [participant_and_session(name, cohort.by_session) for name in table.index]
+            part.insert(1, "participant_id", [participant for participant, _ in labels])
+            part.insert(2, "session_id", pd.Series([session for _, session in labels], part.index, dtype=object))
             parts.append(part.set_axis(self.keys(cohort, list(table.index))))
         return pd.concat(parts).reindex(list(participants))
 

@@ -92,8 +92,8 @@ def tested_cohort(splits: Path | str) -> str:
 
 def split_participants(splits: Path | str) -> list[str]:
     """All participants of the splits, sorted, called as in the features of a row."""
-    rows = read_table(splits, ["cohort", "participant_id"])
-    return sorted(set(participant_keys(rows["cohort"], rows["participant_id"])))
+    rows = read_table(splits, ["cohort", "participant_id", "session_id"])
+    return sorted(set(participant_keys(rows["cohort"], rows["participant_id"], rows["session_id"])))
 
 
 def read_tasks(splits: Path | str, study: Study, participants: Sequence[str]) -> list[Task]:
@@ -104,8 +104,9 @@ def read_tasks(splits: Path | str, study: Study, participants: Sequence[str]) ->
     UserError
         When the file's phenotypes are not configured or a participant of a split has no features.
     """
-    rows = read_table(splits, ["cohort", "participant_id", "phenotype", "protocol", "repetition", "fold", "part"])
-    rows["participant_id"] = participant_keys(rows["cohort"], rows["participant_id"])
+    columns = ["cohort", "participant_id", "session_id", "phenotype", "protocol", "repetition", "fold", "part"]
+    rows = read_table(splits, columns)
+    rows["participant_id"] = participant_keys(rows["cohort"], rows["participant_id"], rows["session_id"])
     checksums: dict[str, Any] = read_metadata(splits)["checksums"]
     without = sorted(set(rows["participant_id"]) - set(participants))
     if without:
