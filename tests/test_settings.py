@@ -34,6 +34,20 @@ def test_defaults_are_filled_in(tmp_path):
     assert str(settings.results) == "results"
 
 
+def test_a_cohort_has_its_own_shares_of_splits_and_one_for_testing_those_of_the_models(tmp_path):
+    phenotypes = {"sex": {"column": "sex", "type": "classification"}}
+    people = {"participants": {"path": "people.tsv"}, "phenotypes": phenotypes}
+    home = write_cohort(tmp_path, "home", **people, splits={"test_share": 0.5})
+    away = write_cohort(tmp_path, "away", **people, role="test", fitted_on="home")
+    other = write_cohort(tmp_path, "other", **people, split_file="mine.tsv")
+    settings = load_settings({"cohorts": [home, away, other], "atlas": {"name": "own"}})
+    sections = {name: settings.probe_section(name) for name in ("home", "away", "other")}
+    assert {name: one["test_share"] for name, one in sections.items()} == {"home": 0.5, "away": 0.5, "other": 0.2}
+    assert {one["validation_share"] for one in sections.values()} == {0.25}
+    assert [one["split_file"] for one in sections.values()] == [None, None, "mine.tsv"]
+    assert not {"rows", "inductive"} & set(sections["home"])
+
+
 def test_encoders_have_names_by_seed(tmp_path):
     encoders = {"small": {"preset": "small", "seeds": [0, 1], "random_seeds": [0]}}
     settings = load_settings(config(tmp_path, pretrain={"encoders": encoders}))
