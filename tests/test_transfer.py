@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluation_cases import cohort_settings, defaults, participants_table, write_embeddings, write_shards
-from semantoks import probe, splits, tables
+from semantoks import probe, splits, supervised, tables
 from semantoks.errors import UserError
 from semantoks.files import provenance, read_metadata, read_table, write_table
 from semantoks.scores import score_tables
@@ -310,6 +310,25 @@ class TestConfounds:
         two.split()
         with pytest.raises(UserError, match=r"abroad: confounds: column age: expected numbers as in home, found old"):
             two.row("confounds")
+
+
+class TestNetworks:
+    """Networks trained on the labels of home."""
+
+    def test_they_are_tested_abroad(self, tmp_path: Path) -> None:
+        two = TwoCohorts(tmp_path)
+        for settings in (two.settings, two.home_settings):
+            settings["phenotypes"].pop("group")
+        two.home_settings["probe"]["repetitions"] = 1
+        splits_file = two.split()
+        settings = two.settings | {"supervised": defaults("supervised") | {"epochs": 1}}
+        options = ["--settings", json.dumps(settings), "--model", "bnt", "--splits", str(splits_file)]
+        supervised.main([*options, *two.time_series, "--output", str(tmp_path / "bnt.parquet")])
+        rows = read_table(tmp_path / "bnt.parquet")
+        assert sorted(set(rows["participant_id"])) == sorted(two.abroad_bold)
+        assert set(rows["cohort"]) == {"abroad"}
+        assert set(rows["n_train"]) == {48}
+        assert (rows["transductive"] == False).all()  # noqa: E712
 
 
 class TestTable:

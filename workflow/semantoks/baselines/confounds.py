@@ -115,7 +115,7 @@ def confound_values(cohort: Cohort, rows: pd.DataFrame, name: str) -> pd.Series:
     if len(words) and numbers.nunique() > MOST_CATEGORIES:
         raise UserError(
             f"{rows.attrs.get('path', 'participants table')}: confounds: column {name!r}: expected numbers, as in most "
-            f"rows, found {examples(sorted(set(words)))}; correct the table, or list such codes under "
-            "participants.missing"
+            f"rows, found {examples(sorted(set(words)))}; correct the table, list such codes under "
+            "participants.missing, or give all categories names with letters"
         )
     return values
