@@ -31,9 +31,8 @@ def notes_of(scores: pd.DataFrame, kinds: Mapping[str, str] = KINDS, **probe: An
 
 
 def described(scores: pd.DataFrame, kinds: Mapping[str, str] = KINDS) -> pd.DataFrame:
-    return add_published(
-        scores, {name: {"type": kind, "published": None} for name, kind in kinds.items()}, PUBLISHED, {}
-    )
+    phenotypes = {name: {"type": kind} for name, kind in kinds.items()}
+    return add_published(scores, phenotypes, {}, PUBLISHED, {})
 
 
 def values(rows: pd.DataFrame) -> np.ndarray:

@@ -39,7 +39,7 @@ class TestUnknownPretraining:
         study.row("majority", output="majority.parquet")
         fc = study.row("fc", "--shards", str(study.shards), output="fc.parquet")
         assert (fc["transductive"] == False).all()  # noqa: E712
-        settings = defaults("tables") | {"draws": 50, "simulated": False}
+        settings = defaults("tables") | {"draws": 50, "simulated": False, "published_tasks": {}}
         options = ["--settings", json.dumps(settings), "--published", str(PUBLISHED), "--output-folder", str(tmp_path)]
         names = ("majority", "fc", "imported")
         tables.main([*options, "--probes", *(str(study.folder / f"{name}.parquet") for name in names)])

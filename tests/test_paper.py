@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,18 +68,23 @@ def test_a_cohort_has_the_shares_of_the_section_unless_it_says_otherwise(paper: 
 
 def scored(settings: Settings, cohort: str, rows: list[str]) -> pd.Series:
     """The published value by phenotype and row of the table."""
-    described = {
-        name: {"type": one["type"], "published": one["published"]}
-        for name, one in settings.cohort(cohort).settings["phenotypes"].items()
-    }
+    described = settings.cohort(cohort).settings["phenotypes"]
     records = [
         {"phenotype": name, "row": row, "metric": "balanced_accuracy", "protocol": "random"}
         for name in described
         for row in rows
     ]
     models = settings.section("tables")["published"]
-    made = add_published(pd.DataFrame(records), described, PUBLISHED, models)
+    tasks = settings.cohort(cohort).published_tasks
+    made = add_published(pd.DataFrame(records), described, tasks, PUBLISHED, models)
     return made.set_index(["phenotype", "row"])["published"]
+
+
+def test_what_is_published_decides_about_no_prediction(paper: Settings) -> None:
+    """A published task that is named later must not redo the probes."""
+    assert "published" in paper.cohort("paper_abide").settings["phenotypes"]["diagnosis"]
+    assert "published" not in json.loads(paper.cohort("paper_abide").probe_json())["phenotypes"]["diagnosis"]
+    assert paper.cohort("paper_abide").published_tasks == {"diagnosis": "ABIDE autism"}
 
 
 def test_every_phenotype_with_a_published_number_shows_it_beside_the_encoder(paper: Settings) -> None:

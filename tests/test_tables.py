@@ -265,15 +265,15 @@ class TestRefusals:
 def folder(rows: list[pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tables")
     described = {
-        "group": {"type": "classification", "classes": ["a", "b"], "bins": None, "published": "ABIDE autism"},
-        "score": {"type": "regression", "classes": None, "bins": None, "published": None},
+        "group": {"type": "classification", "classes": ["a", "b"], "bins": None},
+        "score": {"type": "regression", "classes": None, "bins": None},
     }
     paths = []
     for number, table in enumerate(rows):
         about = provenance("probe", {}, (), cohort="small", phenotypes=described, splits=defaults("probe"))
         paths.append(folder / f"{number}.parquet")
         write_table(paths[-1], table, about)
-    settings = SETTINGS | {"simulated": True}
+    settings = SETTINGS | {"simulated": True, "published_tasks": {"small": {"group": "ABIDE autism"}}}
     options = ["--published", str(PUBLISHED), "--output-folder", str(folder)]
     tables.main(["--settings", json.dumps(settings), "--probes", *map(str, paths), *options])
     return folder
@@ -398,10 +398,10 @@ class TestRendering:
 
 
 def test_an_unknown_published_task(folder: Path) -> None:
-    described = {"group": {"type": "classification", "published": "ABIDE autsim"}}
+    described = {"group": {"type": "classification"}}
     scores = pd.DataFrame([{"phenotype": "group", "row": "x", "metric": "auroc", "protocol": "random"}])
     with pytest.raises(UserError, match=r"no published task is called \['ABIDE autsim'\].*ABIDE autism"):
-        tables.add_published(scores, described, read_text_table(PUBLISHED), {})
+        tables.add_published(scores, described, {"group": "ABIDE autsim"}, read_text_table(PUBLISHED), {})
 
 
 def test_published_numbers_are_complete_and_marked() -> None:

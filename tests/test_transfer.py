@@ -360,7 +360,7 @@ class TestTable:
         for row in ("majority", "fc"):
             study.row(row, *(study.time_series if row == "fc" else []))
         published = Path(__file__).parents[1] / "resources/published.tsv"
-        settings = defaults("tables") | {"draws": 200, "simulated": False}
+        settings = defaults("tables") | {"draws": 200, "simulated": False, "published_tasks": {}}
         options = ["--settings", json.dumps(settings), "--published", str(published), "--output-folder", str(tmp_path)]
         tables.main([*options, "--probes", *(str(study.folder / f"{row}.parquet") for row in ("majority", "fc"))])
         text = (tmp_path / "abroad.md").read_text()

@@ -26,7 +26,11 @@ rule tables:
         mem_mb=grows_with_attempt(4000),
         runtime=grows_with_attempt(60),
     params:
-        settings=settings.json("tables", simulated=settings.values["simulated"]),
+        settings=lambda wildcards: settings.json(
+            "tables",
+            simulated=settings.values["simulated"],
+            published_tasks={wildcards.cohort: settings.cohort(wildcards.cohort).published_tasks},
+        ),
         code=code_version("tables"),
         folder=RESULTS / "tables",
     shell:

@@ -38,7 +38,6 @@ class Phenotype:
     missing: Sequence[str] = ()
     filter: Mapping[str, Any] = field(default_factory=dict)
     stratify: Sequence[str] = ()
-    published: str | None = None
     negative_control: bool = False
 
     @property

@@ -59,9 +59,22 @@ class Cohort:
         return json.dumps(self.wanted_runs, sort_keys=True)
 
     def probe_json(self, **sections: Any) -> str:
-        """What probes need to know of the cohort, with further sections, as JSON."""
+        """What probes need to know of the cohort, with further sections, as JSON.
+
+        What a phenotype's results are compared with is no part of it: no prediction depends on that.
+        """
         chosen = {key: self.settings[key] for key in PROBE_KEYS}
+        chosen["phenotypes"] = {
+            name: {key: value for key, value in described.items() if key != "published"}
+            for name, described in chosen["phenotypes"].items()
+        }
         return json.dumps({"name": self.name, **chosen, **sections}, sort_keys=True)
+
+    @property
+    def published_tasks(self) -> dict[str, str]:
+        """Published task of the phenotypes that have one."""
+        described = self.settings["phenotypes"].items()
+        return {name: phenotype["published"] for name, phenotype in described if phenotype["published"]}
 
     def json(self, keys: Sequence[str] = ()) -> str:
         """Name and settings (all, or those keys) as JSON, in the form in which stages receive them."""

@@ -174,8 +174,8 @@ def detail_blocks(scores: pd.DataFrame, settings: Mapping[str, Any]) -> list[Blo
         header = ["model", "k", "n fitted", "n tested", *(METRIC_NAMES[name] for name in metrics), "sd of seeds"]
         header += ["difference", "p", "p (Holm)", "p majority (Holm)", "published"]
         note = f"difference and p: {METRIC_NAMES[part.loc[part['primary'], 'metric'].iloc[0]]} less that of the "
-        note += f"reference row {settings['reference'][part['type'].iloc[0]]}; other metrics are not tested. "
-        note += "k: repetitions; n per split."
+        note += f"reference row {settings['reference'][part['type'].iloc[0]]}; those of other metrics are in the TSV, "
+        note += "unadjusted. k: repetitions; n per split."
         blocks.append(Block(f"{protocol} splits: {task}", header, rows, [note], level=3))
     return blocks
 
@@ -185,13 +185,31 @@ def _spread(value: float, sign: str) -> str:
 
 
 def add_published(
-    scores: pd.DataFrame, described: Mapping[str, Any], published: pd.DataFrame, models: Mapping[str, str]
+    scores: pd.DataFrame,
+    described: Mapping[str, Any],
+    tasks: Mapping[str, str],
+    published: pd.DataFrame,
+    models: Mapping[str, str],
 ) -> pd.DataFrame:
-    """Add each phenotype's type and published task, and the published value of the model that a row stands for."""
+    """Add each phenotype's type and published task, and the published value of the model that a row stands for.
+
+    Parameters
+    ----------
+    scores : of :func:`score_tables`.
+    described : what the probe files say about each phenotype.
+    tasks : published task of the phenotypes that have one.
+    published : ``resources/published.tsv``.
+    models : published model of the rows that have one (``tables.published``).
+
+    Raises
+    ------
+    UserError
+        When a task has no published numbers.
+    """
     scores = scores.copy()
     scores["type"] = [described[name]["type"] for name in scores["phenotype"]]
     scores["negative_control"] = [bool(described[name].get("negative_control")) for name in scores["phenotype"]]
-    scores["published_task"] = [described[name]["published"] for name in scores["phenotype"]]
+    scores["published_task"] = [tasks.get(name) for name in scores["phenotype"]]
     values = {(line["task"], line["model"], line["metric"]): float(line["value"]) for _, line in published.iterrows()}
     unknown = sorted(set(scores["published_task"].dropna()) - set(published["task"]))
     if unknown:
@@ -234,7 +252,7 @@ def write_cohort(
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: tables of all cohorts that the probe files hold."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.tables", description=__doc__)
-    parser.add_argument("--settings", required=True, type=json.loads, help="section tables, and simulated")
+    parser.add_argument("--settings", required=True, type=json.loads, help="section tables, simulated, published_tasks")
     parser.add_argument("--probes", required=True, nargs="+", help="predictions of all rows")
     parser.add_argument("--permutations", nargs="*", default=[], help="metrics of the rows under permuted labels")
     parser.add_argument("--published", required=True, help="resources/published.tsv")
@@ -250,7 +268,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         described = metadata[own[0]]["phenotypes"]
         kinds = {name: value["type"] for name, value in described.items()}
         scores, sites = score_tables(part, kinds, settings, permuted)
-        scores = add_published(scores, described, published, settings["published"])
+        scores = add_published(
+            scores, described, settings["published_tasks"].get(cohort, {}), published, settings["published"]
+        )
         tables = {
             "sites": sites,
             "confusion": confusion_matrices(

@@ -124,7 +124,7 @@ class Study:
         return pd.concat(parts).reindex(list(participants))
 
     def describe(self) -> dict[str, Any]:
-        """What tables say about each phenotype: its type, classes, bins and published task."""
+        """What tables say about each phenotype: its type, classes and bins."""
         described = {}
         for name, phenotype in self.phenotypes.items():
             classes = class_names(phenotype, self.values(name)) if phenotype.type == "classification" else None
@@ -133,7 +133,6 @@ class Study:
                 "type": phenotype.type,
                 "classes": classes,
                 "bins": phenotype.bins,
-                "published": tested.published,
                 "negative_control": tested.negative_control,
             }
         return {"phenotypes": described, "fitted_on": self.fitted.name if self.transfers else None}
