@@ -1,8 +1,7 @@
 """Permutation of the labels through the whole chain of a solved head: tuning, refit and test (EVALUATION §2).
 
-The corrected t-test supposes that two repetitions' differences correlate by n_test/(n_train + n_test). Correlations of
-predicted and true numbers correlate more, because two participants who test each other's models count twice; its p
-is then too small. Under permuted labels that happens in the same way, so nothing has to be supposed.
+A t-test over repetitions has to suppose how much their differences correlate, and takes differences between sites for
+success. Under permuted labels both happen in the same way, so nothing has to be supposed.
 """
 
 from __future__ import annotations
