@@ -28,7 +28,7 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Phenotype:
-    """One target of the probes; the keys are those of ``schemas/phenotype.schema.yaml``."""
+    """One target of the probes; the keys are those of ``schemas/phenotype.schema.yaml`` but ``published``."""
 
     name: str
     column: str
