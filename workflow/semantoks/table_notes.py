@@ -10,21 +10,13 @@ import pandas as pd
 
 from semantoks.metrics import PAIR_METRICS
 from semantoks.protocols import GIVEN, LEAVE_SITE_OUT, TRANSFER
-from semantoks.row_kinds import row_place
+from semantoks.row_kinds import METRIC_LABELS, row_place
 from semantoks.scores import PERMUTATION
 from semantoks.statistics import MOST_UNDEFINED
 from semantoks.summaries import BOOTSTRAP, T_TEST
 
-METRIC_NAMES = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "macro_f1": "macro-F1",
-    "site_auroc": "within-site AUROC",
-    "r": "r",
-    "r2": "R²",
-    "mae": "MAE",
-    "site_r": "within-site r",
-}
+METRIC_NAMES = METRIC_LABELS | {"r": "r", "mae": "MAE", "site_r": "within-site r"}
+"""As in figures, but short."""
 SIMULATED = "SIMULATED DATA. These numbers describe a simulator, not people."
 ENOUGH_REPETITIONS = 100
 """Random splits of heads that are solved, from which on splits add little to the error of an estimate."""
