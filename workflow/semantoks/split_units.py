@@ -1,4 +1,4 @@
-"""What a split divides: families, each with its participants."""
+"""What a split keeps together: families, or participants alone, each with the units (:mod:`semantoks.units`) in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from semantoks.errors import UserError
-from semantoks.units import participant_and_session
 
 MOST_STRATA = 10
 """A numeric column with more values than this is stratified by its quarters."""
@@ -17,7 +16,7 @@ MOST_STRATA = 10
 
 @dataclass(frozen=True)
 class Units:
-    """The units of a split: families, each with its participants and the stratum of its first participant."""
+    """Families, each with its participants (or sessions of participants) and the stratum of the first of them."""
 
     members: Mapping[str, list[str]]
     stratum: Mapping[str, str] | None
@@ -60,12 +59,3 @@ def _coarse(column: pd.Series) -> pd.Series:
     if column.nunique() > MOST_STRATA and numbers.notna().eq(column.notna()).all():
         column = pd.qcut(numbers, 4, labels=False, duplicates="drop")
     return column.map(str, na_action="ignore").fillna("n/a")
-
-
-def with_labels(rows: pd.DataFrame, by_session: bool) -> pd.DataFrame:
-    """Rows of splits whose column ``participant_id`` names units, with ``participant_id`` and ``session_id``."""
-    labels = [participant_and_session(name, by_session) for name in rows["participant_id"]]
-    rows = rows.assign(participant_id=[participant for participant, _ in labels])
-    sessions = pd.Series([session for _, session in labels], rows.index, dtype="string")
-    rows.insert(list(rows.columns).index("participant_id") + 1, "session_id", sessions)
-    return rows

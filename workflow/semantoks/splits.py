@@ -34,9 +34,9 @@ from semantoks.phenotypes import (
     targets,
 )
 from semantoks.protocols import GIVEN, LEARNING_CURVE, LEAVE_SITE_OUT, RANDOM
-from semantoks.split_units import Units, make_units, with_labels
+from semantoks.split_units import Units, make_units
 from semantoks.transfer import transfer_splits
-from semantoks.units import unit_names
+from semantoks.units import unit_names, with_labels
 
 FEWEST = 10
 """Fewest participants of a phenotype that can be split into three parts worth naming."""

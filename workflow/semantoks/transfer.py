@@ -13,8 +13,7 @@ from semantoks.baselines.study import Study
 from semantoks.errors import UserError
 from semantoks.phenotypes import match_participants, phenotype_values
 from semantoks.protocols import RANDOM, TRANSFER
-from semantoks.split_units import with_labels
-from semantoks.units import participant_and_session, unit_names
+from semantoks.units import participant_and_session, unit_names, with_labels
 
 
 def transfer_splits(

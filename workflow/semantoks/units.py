@@ -1,10 +1,12 @@
-"""Names of the units that splits divide and models predict: participants, or sessions of participants."""
+"""Names of the units that models predict: participants, or sessions of participants; splits keep families together."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+import pandas as pd
 
 from semantoks.errors import UserError
 
@@ -48,3 +50,12 @@ def participant_of(text: str, pattern: str | None, path: Path | str) -> str:
 def session_of(cell: str | None) -> str | None:
     """The session label in a cell, with or without ``ses-``; None where it is empty."""
     return cell.strip().removeprefix("ses-") if isinstance(cell, str) else None
+
+
+def with_labels(rows: pd.DataFrame, by_session: bool) -> pd.DataFrame:
+    """Rows of splits whose column ``participant_id`` names units, with ``participant_id`` and ``session_id``."""
+    labels = [participant_and_session(name, by_session) for name in rows["participant_id"]]
+    rows = rows.assign(participant_id=[participant for participant, _ in labels])
+    sessions = pd.Series([session for _, session in labels], rows.index, dtype="string")
+    rows.insert(list(rows.columns).index("participant_id") + 1, "session_id", sessions)
+    return rows
