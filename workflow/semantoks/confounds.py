@@ -103,7 +103,7 @@ def n_non_steady(confounds: pd.DataFrame) -> int:
     return int(marked.size)
 
 
-def without_gaps(column: pd.Series) -> pd.Series:
+def without_gaps(columns: pd.DataFrame) -> pd.DataFrame:
     """Fill a legitimately empty first row from the second.
 
     Raises
@@ -111,15 +111,18 @@ def without_gaps(column: pd.Series) -> pd.Series:
     UserError
         When values are missing elsewhere, or are infinite.
     """
-    bad = np.flatnonzero(~np.isfinite(column.to_numpy()))
-    if bad.size and bad[0] == 0 and len(column) > 1 and _MAY_START_EMPTY.match(str(column.name)):
-        column, bad = column.bfill(limit=1), bad[1:]
-    if bad.size:
-        raise UserError(
-            f"confounds column {column.name!r}: expected numbers (n/a only in the first row of derivatives and "
-            f"displacements), found n/a or infinity in row {bad[0] + 1} ({bad.size} in all)"
-        )
-    return column
+    values = columns.to_numpy(dtype=np.float64, copy=True)
+    broken = ~np.isfinite(values)
+    for number in np.flatnonzero(broken.any(axis=0)).tolist():
+        name, bad = columns.columns[number], np.flatnonzero(broken[:, number])
+        if bad[0] == 0 and len(columns) > 1 and _MAY_START_EMPTY.match(str(name)):
+            values[0, number], bad = values[1, number], bad[1:]
+        if bad.size:
+            raise UserError(
+                f"confounds column {name!r}: expected numbers (n/a only in the first row of derivatives and "
+                f"displacements), found n/a or infinity in row {bad[0] + 1} ({bad.size} in all)"
+            )
+    return pd.DataFrame(values, index=columns.index, columns=columns.columns)
 
 
 def tells_displacement(confounds: pd.DataFrame) -> bool:
@@ -141,16 +144,15 @@ def framewise_displacement(confounds: pd.DataFrame) -> NDArray[np.float64]:
     (rad) on a sphere of 50 mm radius.
     """
     if "framewise_displacement" in confounds:
-        without_gaps(confounds["framewise_displacement"])
+        without_gaps(confounds[["framewise_displacement"]])
         values: NDArray[np.float64] = confounds["framewise_displacement"].to_numpy(copy=True)
         values[0] = np.nan
         return values
     missing = [name for name in MOTION if name not in confounds]
     if missing:
         raise UserError(f"confounds: expected framewise_displacement or the motion parameters, found no {missing[0]!r}")
-    for name in MOTION:
-        without_gaps(confounds[name])
-    steps = confounds[list(MOTION)].diff().abs().to_numpy()
+    parameters = without_gaps(confounds[list(MOTION)]).to_numpy()
+    steps = np.abs(np.diff(parameters, axis=0, prepend=np.nan))
     displacement: NDArray[np.float64] = steps[:, :3].sum(axis=1) + HEAD_RADIUS * steps[:, 3:].sum(axis=1)
     return displacement
 

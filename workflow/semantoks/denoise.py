@@ -163,32 +163,32 @@ def design(confounds: pd.DataFrame, strategy: Strategy, sidecar: Mapping[str, An
     UserError
         A needed column is missing or has missing values elsewhere.
     """
-    columns: dict[str, pd.Series] = {}
+    columns: dict[str, NDArray[np.float64]] = {}
     for confound, expansions in (strategy.confounds or {}).items():
         for name in (confound, *(f"{confound}_{expansion}" for expansion in expansions)):
             columns[name] = _expanded(confounds, confound, name)
     for tissue, most in (strategy.acompcor or {}).items():
         for name in _components(confounds, sidecar, tissue)[:most]:
-            columns[name] = confounds[name]
+            columns[name] = confounds[name].to_numpy()
     if strategy.cosines:
         cosines = columns_like(confounds, r"cosine\d+")
         if not cosines:
             raise UserError("confounds: expected cosine columns, found none; choose a denoising strategy without them")
-        columns |= {name: confounds[name] for name in cosines}
-    complete = {name: without_gaps(column.rename(name)) for name, column in columns.items()}
-    return pd.DataFrame(complete, index=confounds.index)
+        columns |= {name: confounds[name].to_numpy() for name in cosines}
+    values = np.array(list(columns.values())).reshape(len(columns), len(confounds))
+    return without_gaps(pd.DataFrame(values.T, index=confounds.index, columns=list(columns)))
 
 
-def _expanded(confounds: pd.DataFrame, confound: str, name: str) -> pd.Series:
+def _expanded(confounds: pd.DataFrame, confound: str, name: str) -> NDArray[np.float64]:
     """A column of the table, or an expansion of ``confound`` computed from it."""
     if name in confounds:
-        return confounds[name]
+        return confounds[name].to_numpy()
     if confound not in confounds:
         raise UserError(f"confounds: expected the column {confound!r}, found none; choose another denoising strategy")
-    values = confounds[confound]
+    values: NDArray[np.float64] = confounds[confound].to_numpy()
     expansion = name.removeprefix(f"{confound}_")
     if expansion.startswith("derivative1"):
-        values = values.diff()
+        values = np.diff(values, prepend=np.nan)
     return values**2 if expansion.endswith("power2") else values
 
 
@@ -230,7 +230,7 @@ def kept_volumes(confounds: pd.DataFrame, censoring: Censoring, first: int = 0) 
     if censoring.std_dvars is not None:
         if "std_dvars" not in confounds:
             raise UserError("confounds: expected the column 'std_dvars' for censoring, found none")
-        without_gaps(confounds["std_dvars"])  # n/a elsewhere than in the first row would count as kept
+        without_gaps(confounds[["std_dvars"]])  # n/a elsewhere than in the first row would count as kept
         kept &= ~(confounds["std_dvars"].to_numpy() > censoring.std_dvars)
     kept = kept[first:]
     for start, end in stretches(kept):

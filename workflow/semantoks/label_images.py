@@ -34,7 +34,8 @@ def read_label_image(path: Path | str) -> tuple[Labels, NDArray[np.float64]]:
     """
     values, affine = _read_volume(path, "label image")
     labels = (values if values.dtype.kind in "iu" else np.nan_to_num(values)).astype(np.int32)
-    if labels.min() < 0 or (labels != values).any():
+    exact = np.can_cast(values.dtype, np.int32)
+    if labels.min() < 0 or not (exact or (labels == values).all()):
         raise UserError(f"{path}: expected whole numbers from 0 as labels, found others; is it a probability map?")
     return labels, affine
 

@@ -179,11 +179,10 @@ def parcel_means(bold: Bold, atlas: ParcelVoxels, mask: NDArray[np.bool_], first
         where, parcel = where[finite], parcel[finite]
         sums = _accumulate(bold, where, parcel, n_rois, first)
     varying = sums.squares > 0
-    parcel = parcel[varying]
-    counts = np.bincount(parcel, minlength=n_rois)
+    counts = np.bincount(parcel[varying], minlength=n_rois)
 
     def average(values: NDArray[np.floating]) -> NDArray[np.float64]:
-        total = np.bincount(parcel, values[varying], minlength=n_rois)
+        total = np.bincount(parcel, values * varying, minlength=n_rois)
         mean: NDArray[np.float64] = np.divide(total, counts, out=np.full(n_rois, np.nan), where=counts > 0)
         return mean
 

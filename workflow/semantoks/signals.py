@@ -251,12 +251,10 @@ def clean(
     the regression from bringing removed frequencies back.
     """
     use = np.ones(np.shape(signals)[1], dtype=bool) if kept is None else np.asarray(kept, dtype=bool)
-
-    def prepared(series: Numbers) -> Floats:
-        series = interpolate_censored(series, use)
-        return band_pass(detrend(series) if remove_trend else series, tr, *pass_band)
-
-    cleaned = prepared(signals)
-    if confounds is not None and len(confounds):
-        cleaned = regress(cleaned, prepared(confounds), use)
-    return cleaned
+    n_rois = len(signals)
+    series: Numbers = np.asarray(signals, dtype=np.float64)
+    if confounds is not None:
+        series = np.concatenate([series, confounds])
+    series = interpolate_censored(series, use)
+    series = band_pass(detrend(series) if remove_trend else series, tr, *pass_band)
+    return regress(series[:n_rois], series[n_rois:], use)
