@@ -26,7 +26,12 @@ FEW = {"regression": 0, "classification": 0, "classification_up_to": None}
 
 def notes_of(scores: pd.DataFrame, kinds: Mapping[str, str] = KINDS, **probe: Any) -> str:
     """The footnotes below a table of those scores."""
-    about = {"settings": {"probe": defaults("probe") | probe}, "fitted_on": "home"}
+    about = {
+        "settings": {"probe": defaults("probe") | probe},
+        "fitted_on": "home",
+        "unit": "participant",
+        "confounds_left_out": [],
+    }
     return "\n".join(footnotes("small", about, described(scores, kinds), SETTINGS, PUBLISHED))
 
 

@@ -72,6 +72,7 @@ def _rows(
         {
             "cohort": "small",
             "participant_id": f"{person:03d}",
+            "session_id": None,
             "row": row,
             "head": row.split("-")[-1],
             "phenotype": phenotype,
@@ -261,22 +262,27 @@ class TestRefusals:
             score_tables(one, KINDS, SETTINGS)
 
 
-@pytest.fixture(scope="module")
-def folder(rows: list[pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tables")
+def write_tables(folder: Path, rows: list[pd.DataFrame], **about_probe: Any) -> Path:
+    """The stage's files of one cohort, in the folder."""
     described = {
         "group": {"type": "classification", "classes": ["a", "b"], "bins": None},
         "score": {"type": "regression", "classes": None, "bins": None},
     }
     paths = []
     for number, table in enumerate(rows):
-        about = provenance("probe", {}, (), cohort="small", phenotypes=described, splits=defaults("probe"))
+        about = {"cohort": "small", "phenotypes": described, "splits": defaults("probe")} | about_probe
+        about = provenance("probe", {}, (), **about)
         paths.append(folder / f"{number}.parquet")
         write_table(paths[-1], table, about)
     settings = SETTINGS | {"simulated": True, "published_tasks": {"small": {"group": "ABIDE autism"}}}
     options = ["--published", str(PUBLISHED), "--output-folder", str(folder)]
     tables.main(["--settings", json.dumps(settings), "--probes", *map(str, paths), *options])
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(rows: list[pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tables(tmp_path_factory.mktemp("tables"), rows)
 
 
 class Tags(HTMLParser):
@@ -378,6 +384,14 @@ class TestFiles:
         assert about["stage"] == "tables"
         assert len(about["inputs"]) == 6
         assert any("Nadeau" in note for note in about["notes"])
+        assert not re.search("Sessions are the unit|Confounds left out", " ".join(about["notes"]))
+
+    def test_sessions_and_confounds_left_out_are_said(self, rows: list[pd.DataFrame], tmp_path: Path) -> None:
+        of_sessions = [table.assign(session_id="01") for table in rows]
+        confounds = {"used": ["age"], "left_out": ["scanner", "sex"]}
+        text = (write_tables(tmp_path, of_sessions, confounds=confounds) / "small.md").read_text(encoding="utf-8")
+        assert "Sessions are the unit" in text
+        assert "Confounds left out, since one of the two cohorts does not know them: scanner, sex." in text
 
 
 class TestRendering:

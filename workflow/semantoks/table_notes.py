@@ -45,11 +45,12 @@ def footnotes(
     probe = about["settings"]["probe"]
     notes = [
         f"Cohort {cohort}. {_divided(set(scores['protocol']), about)}",
+        *_units(about),
         *_few_repetitions(scores),
         "All rows have the same splits, by participant and family. "
         f"{_fitted(scores, probe['refit'])} Budget: {len(probe['penalties'])} penalties (logistic, ridge), "
         f"{len(probe['rates'])} learning rates (published head). Scaling, imputation and bins come from the "
-        "participants fitted on.",
+        "participants fitted on." + _left_out(about),
         _intervals(scores, settings["confidence"]),
         f"↑ ↓ better or worse than the reference row ({settings['reference']['classification']} for classes, "
         f"{settings['reference']['regression']} for numbers), ° not better than the majority row, at "
@@ -100,6 +101,22 @@ def _divided(protocols: set[str], about: Mapping[str, Any]) -> str:
     absent = LEAVE_SITE_OUT not in protocols and LEAVE_SITE_OUT in probe["protocols"]
     text += " (not here: fewer than two sites are known)." if absent else "."
     return text + (" Given: the user's own splits." if GIVEN in protocols else "")
+
+
+def _units(about: Mapping[str, Any]) -> list[str]:
+    """What is meant by a participant where sessions are predicted."""
+    if about["unit"] != "session":
+        return []
+    return [
+        "Sessions are the unit: a participant, here and in numbers of participants, is one session of somebody. All "
+        "sessions of one person are in one part of a split, and intervals draw them together."
+    ]
+
+
+def _left_out(about: Mapping[str, Any]) -> str:
+    """Confounds that models of another cohort cannot use."""
+    names = about["confounds_left_out"]
+    return f" Confounds left out, since one of the two cohorts does not know them: {', '.join(names)}." if names else ""
 
 
 def _few_repetitions(scores: pd.DataFrame) -> list[str]:

@@ -278,7 +278,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             ),
             "learning_curve": learning_curves(part, kinds, settings),
         }
-        further = {"fitted_on": metadata[own[0]].get("fitted_on")}
+        left_out = {name for path in own for name in metadata[path].get("confounds", {}).get("left_out", [])}
+        further = {
+            "fitted_on": metadata[own[0]].get("fitted_on"),
+            "unit": "session" if part["session_id"].notna().any() else "participant",
+            "confounds_left_out": sorted(left_out),
+        }
         about = provenance(
             "tables", settings | {"probe": metadata[own[0]]["splits"]}, [*own, arguments.published], **further
         )
