@@ -303,6 +303,11 @@ class TestBadFeatureTables:
         settings = {"path": str(tmp_path / "own.parquet"), "id_column": "participant_id", "columns": None}
         assert read_feature_table("own", settings | {"transductive": None}).participants == ["000", "001", "002"]
 
+    def test_ids_that_are_whole_numbers_with_decimals(self, tmp_path: Path) -> None:
+        pd.DataFrame({"participant_id": [50772.0, 50773.0], "x": [0.5, 0.7]}).to_parquet(tmp_path / "own.parquet")
+        settings = {"path": str(tmp_path / "own.parquet"), "id_column": "participant_id", "columns": None}
+        assert read_feature_table("own", settings | {"transductive": None}).participants == ["50772", "50773"]
+
     def test_a_column_named_like_a_key_may_be_asked_for(self, tmp_path: Path) -> None:
         participants_table(3)[["participant_id"]].assign(run=[1, 2, 3], x=0.5).to_parquet(tmp_path / "own.parquet")
         settings = {"path": str(tmp_path / "own.parquet"), "id_column": "participant_id", "columns": ["run"]}

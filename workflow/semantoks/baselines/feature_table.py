@@ -88,9 +88,9 @@ def read_feature_table(name: str, settings: Mapping[str, Any], by_session: bool 
     empty = table[ids].isna() | (table[ids].astype(str).str.strip() == "")
     if empty.any():
         raise UserError(f"{path}: {int(empty.sum())} rows have no {ids}; fill them in or delete the rows")
-    participants = [str(value).strip().removeprefix("sub-") for value in table[ids]]
+    participants = [str(value).strip().removeprefix("sub-") for value in _without_decimals(table[ids])]
     if session:
-        cells = table[session].map(str, na_action="ignore")
+        cells = _without_decimals(table[session]).map(str, na_action="ignore")
         participants = unit_names(participants, [session_of(cell) for cell in cells])
     repeated = sorted(who for who, count in Counter(participants).items() if count > 1)
     if repeated:
@@ -105,6 +105,12 @@ def read_feature_table(name: str, settings: Mapping[str, Any], by_session: bool 
         )
     order = np.argsort(participants)
     return FeatureTable(name, [participants[row] for row in order], values[order], settings["transductive"])
+
+
+def _without_decimals(cells: pd.Series) -> pd.Series:
+    """Whole numbers that a Parquet file holds as floats, as many programs write them, as whole numbers."""
+    whole = pd.api.types.is_float_dtype(cells) and (cells.dropna() % 1 == 0).all()
+    return cells.astype("Int64") if whole else cells
 
 
 def _read(path: Path) -> pd.DataFrame:
