@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluation_cases import defaults
+from semantoks.errors import UserError
 from semantoks.learning_curve import CURVE_COLUMNS, learning_curves
 from semantoks.nested_parts import nested_parts
+from semantoks.phenotypes import Phenotype
 from semantoks.scores import score_tables
+from semantoks.splits import check_classes
 from sklearn.metrics import balanced_accuracy_score
 from test_probe import Study, planted
 
@@ -54,6 +57,17 @@ class TestParts:
             assert abs(rare - len(fitted) / 4) <= 1
             assert abs((fitted == "validation").sum() - len(fitted) / 4) <= 2
 
+    def test_many_small_strata_have_the_share_together(self) -> None:
+        members, _ = units(300)
+        stratum = {name: f"site{number % 14}" for number, name in enumerate(members)}
+        shares: dict[str, list[float]] = {}
+        for _, size, parts in nested_parts(members, stratum, [], {"sizes": [10, 25, 50, 300], "draws": 60}, 0.25):
+            shares.setdefault(size, []).append(np.mean([part == "validation" for part in parts.values()]))
+        for size, found in shares.items():
+            assert min(found) > 0, size
+            assert np.mean(found) == pytest.approx(0.25, abs=0.03), size
+            assert np.ptp(found) < 4 / np.sqrt(int(size)) / 2, size
+
     def test_draws_differ(self) -> None:
         smallest = [frozenset(parts.items()) for _, size, parts in self.points if size == "20"]
         assert len(set(smallest)) == DRAWS
@@ -93,18 +107,42 @@ def test_more_participants_find_more(study: Study) -> None:
     assert set(table["draws"]) == {DRAWS}
     # refit: fitted on all of a point, training and validation part
     assert (table["n_train"] == table["size"]).all()
-    one = rows[(rows["row"] == "fc-ridge") & (rows["phenotype"] == "group") & (rows["fold"] == "32")]
+    one = rows[(rows["row"] == "fc-ridge") & (rows["phenotype"] == "group") & (rows["fold"] == "16")]
     one = one[one["protocol"] == "learning-curve"]
     by_hand = [
         balanced_accuracy_score(part["y_true"], np.stack(part["y_score"]).argmax(axis=1))
         for _, part in one.groupby("repetition")
     ]
-    point = table[(table["row"] == "fc-ridge") & (table["phenotype"] == "group") & (table["size"] == 32)].iloc[0]
+    point = table[(table["row"] == "fc-ridge") & (table["phenotype"] == "group") & (table["size"] == 16)].iloc[0]
     np.testing.assert_allclose([point["mean"], point["sd"]], [np.mean(by_hand), np.std(by_hand, ddof=1)])
     assert point["ci_low"] < point["mean"] < point["ci_high"]
     # it stands in no other table, and nothing about it is tested
     scores, _ = score_tables(rows, kinds, settings)
     assert set(scores["protocol"]) == {"random"}
+
+
+def test_the_test_part_is_that_of_the_first_random_split(study: Study) -> None:
+    splits = pd.read_parquet(study.splits).query("part == 'test'")
+    for _, own in splits.groupby("phenotype"):
+        first = own.query("protocol == 'random' and repetition == 0")["participant_id"]
+        assert set(own.query("protocol == 'learning-curve'")["participant_id"]) == set(first)
+
+
+def test_a_number_with_few_values_one_of_them_rare(tmp_path: Path) -> None:
+    table, bold = planted(60)
+    table["score"] = np.where(np.arange(60) == 0, 7, np.arange(60) % 4)
+    settings = defaults("probe") | {"protocols": ["learning-curve"]}
+    settings |= {"learning_curve": {"sizes": [10, 40], "draws": 20}}
+    study = Study(tmp_path, table, bold, probe=settings)
+    assert set(study.row("majority")["phenotype"]) == {"group", "score"}
+
+
+def test_somebody_has_to_be_chosen_on() -> None:
+    phenotype = Phenotype("score", "score", "regression")
+    values = pd.Series([1.0, 2.0, 3.0, 4.0], index=list("abcd"))
+    parts = {"a": "train", "b": "train", "c": "test", "d": "test"}
+    with pytest.raises(UserError, match="here: nobody is in the validation part"):
+        check_classes(phenotype, values, parts, "here", whole=True)
 
 
 def test_a_point_without_a_class_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -28,7 +28,7 @@ def nested_parts(
     test : units of the test part.
     settings : ``sizes`` (participants to fit and choose on; what is larger than there are is all of them, once) and
         ``draws``.
-    validation_share : of each stratum, to choose on.
+    validation_share : of every point, and of each stratum, to choose on.
     """
     pool = sorted(set(members) - set(test))
     tested = {participant: "test" for name in test for participant in members[name]}
@@ -50,11 +50,14 @@ def _order(
 ) -> list[tuple[str, str]]:
     """Units with their part, in an order whose beginnings have the shares of the strata."""
     placed: list[tuple[float, str, str]] = []
-    for value in sorted({stratum[name] for name in pool}):
+    strata = sorted({stratum[name] for name in pool})
+    # Strata begin to choose at evenly spread places, so that many small ones together have the share, too.
+    phases = (generator.permutation(len(strata)) + generator.uniform()) / len(strata)
+    for value, phase in zip(strata, phases, strict=True):
         names = generator.permutation([name for name in pool if stratum[name] == value])
         # Every stratum is spread evenly over the order; the offset decides who comes first among equals.
         offset = generator.uniform()
         for place, name in enumerate(names):
-            chosen = int((place + 1) * validation_share) > int(place * validation_share)
+            chosen = int((place + 1) * validation_share + phase) > int(place * validation_share + phase)
             placed.append(((place + offset) / len(names), str(name), "validation" if chosen else "train"))
     return [(name, part) for _, name, part in sorted(placed)]

@@ -73,25 +73,26 @@ def _parts(units: Units, train: Sequence[str], validation: Sequence[str], test: 
 
 
 def all_parts(
-    units: Units, group: pd.Series, protocol: str, settings: Mapping[str, Any], key: str
+    units: Units,
+    group: pd.Series,
+    protocol: str,
+    settings: Mapping[str, Any],
+    key: str,
+    curve_stratum: Mapping[str, str],
 ) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """Repetition, fold and parts of every split of a protocol."""
+    """Repetition, fold and parts of every split of a protocol; ``curve_stratum`` of each unit in a learning curve."""
+    share = settings["validation_share"]
     if protocol == LEARNING_CURVE:
-        whole = random_parts(units, 0, settings["test_share"], settings["validation_share"], key)
+        whole = random_parts(units, 0, settings["test_share"], share, key)
         test = [name for name, members in units.members.items() if whole[members[0]] == "test"]
-        stratum = units.stratum or dict.fromkeys(units.members, "")
-        yield from nested_parts(units.members, stratum, test, settings["learning_curve"], settings["validation_share"])
+        yield from nested_parts(units.members, curve_stratum, test, settings["learning_curve"], share)
         return
     if protocol == RANDOM:
         for repetition in range(max(settings["repetitions"], settings["solved_repetitions"])):
-            yield (
-                repetition,
-                "0",
-                random_parts(units, repetition, settings["test_share"], settings["validation_share"], key),
-            )
+            yield repetition, "0", random_parts(units, repetition, settings["test_share"], share, key)
         return
     for held_out in sorted(set(group.dropna())):
-        yield 0, held_out, site_parts(units, group, held_out, settings["validation_share"], key)
+        yield 0, held_out, site_parts(units, group, held_out, share, key)
 
 
 def possible_protocols(asked: Sequence[str], group: pd.Series, name: str) -> list[str]:
@@ -127,11 +128,13 @@ def check_classes(phenotype: Phenotype, values: pd.Series, parts: Mapping[str, s
 
     The training part needs every class, the validation part two; with ``whole`` the test part too (a held-out site may
     have one: there its own metrics are n/a and the pooled ones stand). A number has to vary in the training part and,
-    with ``whole``, in the test part: else there is no correlation with it.
+    with ``whole``, in the test part: else there is no correlation with it. Somebody has to be chosen on.
     """
     part = pd.Series(parts)
     training = part.index[part == "train"]
     target, _ = targets(phenotype, values, list(training))
+    if "validation" not in parts.values():
+        raise UserError(f"{where}: nobody is in the validation part; more participants are needed")
     if phenotype.type == "regression":
         for name in ("train", "test") if whole else ("train",):
             found = set(target[part.index[part == name]])
@@ -194,9 +197,11 @@ def split_phenotype(
         )
     key = f"phenotypes.{phenotype.name}.stratify"
     strata = [column_of(table, name, key).loc[values.index] for name in phenotype.stratify]
-    units = make_units(list(values.index), families(cohort, table), pd.concat(strata, axis=1) if strata else None)
-    # A learning curve is stratified in any case, by the phenotype itself where no column is named.
-    curve = units if strata else make_units(list(values.index), families(cohort, table), values.to_frame())
+    family = families(cohort, table)
+    units = make_units(list(values.index), family, pd.concat(strata, axis=1) if strata else None)
+    # The points of a learning curve are stratified in any case, by the phenotype itself where no column is named.
+    curve_stratum = units.stratum or make_units(list(values.index), family, values.to_frame()).stratum
+    assert curve_stratum is not None
     group = site_groups(cohort, table).loc[values.index]
     rows = []
     for protocol in wanted_protocols(phenotype, settings, group, given is not None):
@@ -204,7 +209,7 @@ def split_phenotype(
             assert given is not None
             every = given_parts(given, phenotype.name, units, settings["split_file"])
         else:
-            every = all_parts(curve if protocol == LEARNING_CURVE else units, group, protocol, settings, key)
+            every = all_parts(units, group, protocol, settings, key, curve_stratum)
         for repetition, fold, parts in every:
             where = f"phenotypes.{phenotype.name}: {protocol}, repetition {repetition}, fold {fold}"
             if protocol == LEARNING_CURVE and not _can_be_fitted(phenotype, values, parts, where):
