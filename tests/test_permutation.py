@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from semantoks.baselines.features import standardise
 from semantoks.baselines.linear import fit, principal_scores, tune
 from semantoks.baselines.permutation import null_values, permute, permuted_orders
@@ -123,6 +125,44 @@ class TestChain:
                 np.testing.assert_allclose(held_out[name][number], pooled, atol=1e-9, err_msg=name)
             name = {"regression": "site_r", "classification": "site_auroc"}[kind]
             np.testing.assert_allclose(held_out[name][number], site_mean(kind, y, scores[number], site), atol=1e-9)
+
+    @given(st.integers(0, 10**6), st.sampled_from([0, 2, 3]), st.lists(st.integers(1, 6), min_size=1, max_size=6))
+    def test_whatever_a_site_holds_the_statistic_is_that_of_the_table(
+        self, seed: int, n_classes: int, sizes: list[int]
+    ) -> None:
+        """Sites of one participant, of one class, with one number or one prediction for everybody; ties."""
+        generator = np.random.default_rng(seed)
+        kind, n = "classification" if n_classes else "regression", sum(sizes)
+        site = np.repeat([f"s{number}" for number in range(len(sizes))], sizes)
+        target = generator.integers(0, n_classes, n) if n_classes else generator.integers(0, 4, n) * 0.1 + 3
+        scores = generator.integers(0, 4, (n, max(n_classes, 1))) * 0.1
+        for number in range(len(sizes)):
+            for values in (target, scores):
+                if generator.random() < 0.3:
+                    values[site == f"s{number}"] = values[0]
+        rows = np.arange(n)
+        one = replace(task({"0": "train"}, target, n_classes, "leave-site-out"), test=rows[: n // 2], training=rows[:0])
+        other = replace(one, test=rows[n // 2 :])
+        made = [(half, Permuted(target[None, half.test], scores[None, half.test])) for half in (one, other)]
+        found = null_values(made, site)
+        for name, metric in METRICS[kind].items():
+            expected = metric(target.astype(float), scores, np.ones((1, n)))
+            np.testing.assert_allclose(found[name], expected, atol=1e-9, err_msg=name)
+        name = {"regression": "site_r", "classification": "site_auroc"}[kind]
+        np.testing.assert_allclose(found[name], [site_mean(kind, target.astype(float), scores, site)], atol=1e-9)
+
+    def test_a_site_where_everybody_has_one_number_takes_no_part_in_the_null(self) -> None:
+        """With weight in the null alone, that site drew it towards 0: a fifth of true nulls was rejected at .05."""
+        generator = np.random.default_rng(0)
+        site, rows = np.repeat(["a", "b"], 20), np.arange(40)
+        one = replace(task({"0": "train"}, np.zeros(40), 0, "leave-site-out"), test=rows)
+        p = []
+        for _ in range(400):
+            y, scores = np.r_[generator.normal(size=20), np.full(20, 3.0)], generator.normal(size=(40, 1))
+            drawn = np.stack([np.r_[generator.permutation(y[:20]), y[20:]] for _ in range(99)])
+            null = null_values([(one, Permuted(drawn, np.tile(scores, (99, 1, 1))))], site)["site_r"]
+            p.append(permutation_p(site_mean("regression", y, scores, site), null))
+        assert (np.array(p) < 0.05).mean() <= 0.06
 
     def test_p_by_hand(self) -> None:
         assert permutation_p(0.5, np.array([0.1, 0.6, 0.5, 0.2])) == 3 / 5

@@ -67,8 +67,20 @@ def auroc_and_pairs(positive: npt.NDArray[np.bool_], score: Floats, weights: Flo
     return _ratio(right, pairs), pairs
 
 
+def varies(values: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Whether numbers differ by more than rounding, along the last axis."""
+    largest = np.abs(values).max(axis=-1, initial=1e-300)
+    found: npt.NDArray[np.bool_] = np.ptp(values, axis=-1) > 1e-12 * largest
+    return found
+
+
 def pearson_r(y_true: Floats, scores: Floats, weights: Floats) -> Floats:
-    """Pearson correlation of true and predicted numbers; 0 when all predictions are the same."""
+    """Pearson correlation of true and predicted numbers; 0 when all predictions are the same.
+
+    NaN where all true numbers are.
+    """
+    if not varies(y_true):
+        return np.full(len(weights), np.nan)
     predicted = scores[:, 0]
     total = weights.sum(axis=1)
     true = y_true - y_true.mean()
@@ -77,13 +89,18 @@ def pearson_r(y_true: Floats, scores: Floats, weights: Floats) -> Floats:
     covariance = _ratio(weights @ (true * guess), total) - mean_true * mean_guess
     variance_true = _ratio(weights @ true**2, total) - mean_true**2
     variance_guess = _ratio(weights @ guess**2, total) - mean_guess**2
-    if np.ptp(predicted) <= 1e-12 * np.abs(predicted).max(initial=1e-300):
+    if not varies(predicted):
         return np.where(variance_true > 0, 0.0, np.nan)
     return _ratio(covariance, np.sqrt(np.maximum(variance_true * variance_guess, 0)))
 
 
 def r_squared(y_true: Floats, scores: Floats, weights: Floats) -> Floats:
-    """Coefficient of determination, 1 − residual / total sum of squares around the tested participants' mean."""
+    """Coefficient of determination, 1 − residual / total sum of squares around the tested participants' mean.
+
+    NaN where all true numbers are the same.
+    """
+    if not varies(y_true):
+        return np.full(len(weights), np.nan)
     total = weights.sum(axis=1)
     true = y_true - y_true.mean()
     spread = weights @ true**2 - _ratio((weights @ true) ** 2, total)
@@ -124,6 +141,10 @@ SITE_METRIC = {"classification": "site_auroc", "regression": "site_r"}
 """Under leave-site-out the weighted mean of what each site gets by itself."""
 
 
+FEWEST_FOR_R = 3
+"""With fewer participants a site has no correlation of its own."""
+
+
 def within_site(kind: str, y_true: Floats, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """A site's own value and its weight in the mean over sites [draws].
 
@@ -134,7 +155,7 @@ def within_site(kind: str, y_true: Floats, scores: Floats, weights: Floats) -> t
     if kind == "regression":
         # Effective participants of a resampled site: those that differ.
         distinct = (weights > 0).sum(axis=1)
-        value = np.where(distinct >= 3, pearson_r(y_true, scores, weights), np.nan)
+        value = np.where(distinct >= FEWEST_FOR_R, pearson_r(y_true, scores, weights), np.nan)
         return value, np.where(np.isnan(value), 0.0, weights.sum(axis=1) - 1)
     if scores.shape[1] == 2:
         return auroc_and_pairs(y_true == 1, scores[:, 1] - scores[:, 0], weights)

@@ -18,7 +18,7 @@ from scipy import linalg, stats
 from semantoks.baselines.features import Index
 from semantoks.baselines.permuted_heads import ManyHeads
 from semantoks.baselines.tasks import Permuted, Task
-from semantoks.metrics import SITE_METRIC
+from semantoks.metrics import FEWEST_FOR_R, SITE_METRIC, varies
 from semantoks.protocols import LEAVE_SITE_OUT, TRANSFER
 
 Floats = npt.NDArray[np.float64]
@@ -172,16 +172,24 @@ def null_values(made: Sequence[tuple[Task, Permuted]], site: npt.NDArray) -> dic
 
 
 def _site_values(kind: str, targets: npt.NDArray, scores: npt.NDArray, site: npt.NDArray) -> Floats:
-    """``metrics.site_mean`` of each permutation."""
-    if kind == "regression":
-        return _site_correlations(targets, scores[:, :, 0], site)
+    """``metrics.site_mean`` of each permutation; which sites have a value of their own is up to its labels."""
     total, weight = np.zeros(len(targets)), np.zeros(len(targets))
     for name in np.unique(site):
         rows = site == name
-        for value, pairs in _areas(targets[:, rows], scores[:, rows]):
-            total += np.where(pairs > 0, value, 0) * pairs
-            weight += pairs
+        for value, own in _site_parts(kind, targets[:, rows], scores[:, rows]):
+            total += np.where(own > 0, value, 0) * own
+            weight += own
     return _ratio(total, weight)
+
+
+def _site_parts(kind: str, targets: npt.NDArray, scores: npt.NDArray) -> Iterator[tuple[Floats, Floats]]:
+    """A site's value and its weight [permutations] as ``metrics.within_site``: of classes one for each comparison."""
+    if kind == "classification":
+        yield from _areas(targets, scores)
+        return
+    value = _correlations(targets, scores[:, :, 0])
+    defined = ~np.isnan(value) & (targets.shape[1] >= FEWEST_FOR_R)
+    yield value, np.where(defined, targets.shape[1] - 1.0, 0.0)
 
 
 def _metrics(kind: str, targets: npt.NDArray, scores: npt.NDArray) -> dict[str, Floats]:
@@ -192,7 +200,7 @@ def _metrics(kind: str, targets: npt.NDArray, scores: npt.NDArray) -> dict[str, 
     spread = np.square(targets - targets.mean(axis=1, keepdims=True)).sum(axis=1)
     return {
         "r": _correlations(targets, scores[:, :, 0]),
-        "r2": 1 - np.square(missed).sum(axis=1) / spread,
+        "r2": 1 - _ratio(np.square(missed).sum(axis=1), np.where(varies(targets), spread, 0)),
         "mae": np.abs(missed).mean(axis=1),
     }
 
@@ -237,17 +245,5 @@ def _correlations(targets: npt.NDArray, scores: npt.NDArray) -> Floats:
     true = targets - targets.mean(axis=1, keepdims=True)
     guess = scores - scores.mean(axis=1, keepdims=True, dtype=np.float64)
     norm = np.sqrt(np.square(true).sum(axis=1) * np.square(guess).sum(axis=1))
-    varies = np.ptp(scores, axis=1) > 1e-12 * np.abs(scores).max(axis=1)
-    made: Floats = np.divide((true * guess).sum(axis=1), norm, out=np.zeros(len(norm)), where=varies & (norm > 0))
-    return made
-
-
-def _site_correlations(targets: npt.NDArray, scores: npt.NDArray, sites: npt.NDArray) -> Floats:
-    """``metrics.site_mean`` for numbers, of each row of two matrices."""
-    total, weight = np.zeros(len(targets)), 0
-    for name in np.unique(sites):
-        rows = np.flatnonzero(sites == name)
-        if len(rows) >= 3:
-            total += (len(rows) - 1) * _correlations(targets[:, rows], scores[:, rows])
-            weight += len(rows) - 1
-    return total / weight if weight else np.full(len(targets), np.nan)
+    known, constant = varies(targets), ~varies(scores)
+    return np.where(known & constant, 0.0, _ratio((true * guess).sum(axis=1), np.where(known, norm, 0)))
