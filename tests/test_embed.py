@@ -12,6 +12,7 @@ import pytest
 import torch
 from fake_shards import interleaved, write_shard
 from semantoks import embed, pretrain, signals
+from semantoks.baselines.features import read_embeddings
 from semantoks.embed import EmbedSettings, crop_starts
 from semantoks.errors import UserError
 from semantoks.files import read_metadata, read_table, sha256
@@ -92,6 +93,7 @@ def test_present_tokens_only_and_parts_of_the_features(folder, tmp_path):
     both = features(run(folder, tmp_path / "a.parquet"))
     np.testing.assert_array_equal(features(run(folder, tmp_path / "b.parquet", {"features": "average"})), both[:, :16])
     np.testing.assert_array_equal(features(run(folder, tmp_path / "c.parquet", {"features": "cls"})), both[:, 16:])
+    assert [read_embeddings([tmp_path / f"{name}.parquet"]).name for name in "bc"] == ["average", "cls"]
     present = features(run(folder, tmp_path / "d.parquet", {"present_tokens_only": True}))
     assert np.abs(present - both)[:8].max() < 1e-5  # the first scan is complete
     assert np.abs(present - both)[9, :16].max() > 1e-3  # the third lacks a network

@@ -129,7 +129,7 @@ def curve_table(n_tasks: int = 2) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"phenotype": f"task {task}", "metric": "balanced_accuracy", "row": row, "size": size, "sd": 0.03}
-            | {"mean": 0.5 + 0.02 * place * np.log(size / 20)}
+            | {"mean": 0.5 + 0.02 * place * np.log(size / 20), "transductive": float(place == 1)}
             for task in range(n_tasks)
             for place, row in enumerate(ROWS)
             for size in (25, 50, 100, 656)
@@ -168,6 +168,11 @@ class TestFurtherFigures:
         drawn = [np.round(np.asarray(line.get_ydata(), float), 9).tolist() for line in figure.axes[0].get_lines()]
         for _, line in table[table["phenotype"] == "task 0"].groupby("row"):
             assert np.round(line["mean"], 9).tolist() in drawn
+        assert "transductive (open)" in texts(figure)
+        assert sum(line.get_markerfacecolor() == "white" for line in figure.axes[0].get_lines()) == 1
+
+    def test_nothing_is_said_of_pretraining_that_saw_nobody(self) -> None:
+        assert "transductive" not in texts(result_figures.learning_curve(curve_table().assign(transductive=0.0)))
 
     @pytest.mark.parametrize("kind", ["sites", "confusion", "learning_curve"])
     def test_without_results_they_say_so(self, kind: str) -> None:

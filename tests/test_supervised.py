@@ -18,7 +18,7 @@ from semantoks.baselines.finetuning import Crops, FineTuned, LoRA
 from semantoks.baselines.network_training import TrainingSettings, batches, fit_network, outputs
 from semantoks.baselines.supervised_networks import BrainNetworkTransformer, FromNothing, Matrices, WindowTransformer
 from semantoks.errors import UserError
-from semantoks.files import read_table
+from semantoks.files import read_metadata, read_table, read_tables
 from semantoks.model.encoder_folder import load_encoder
 from semantoks.training.corpus import load_corpus
 from semantoks.training.encoder_corpus import crop_starts
@@ -318,6 +318,22 @@ class TestStage:
         options = [*study["options"], "--model", "finetuned", "--weights", str(weights)]
         supervised.main([*options, "--output", str(tmp_path / "rows.parquet")])
         assert read_table(tmp_path / "rows.parquet")["transductive"].isna().all()
+
+    def test_a_cohort_without_such_splits_has_no_rows(
+        self, study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        """Other cohorts of the study may have them; all rows together are one table all the same."""
+        options = [*study["options"], "--model", "bnt"]
+        settings = json.loads(options[1])
+        settings["supervised"]["protocols"] = ["leave-site-out"]
+        options[1] = json.dumps(settings)
+        supervised.main([*options, "--output", str(tmp_path / "bnt.parquet")])
+        assert "['leave-site-out'], the splits are random: nothing to train" in capsys.readouterr().err
+        probe.main([*study["options"], "--row", "majority", "--output", str(tmp_path / "majority.parquet")])
+        majority = read_table(tmp_path / "majority.parquet")
+        both = read_tables([tmp_path / "bnt.parquet", tmp_path / "majority.parquet"])
+        pd.testing.assert_frame_equal(both, majority)
+        assert read_metadata(tmp_path / "bnt.parquet")["cohort"] == majority["cohort"].iloc[0]
 
     def test_an_encoder_is_needed(self, study: dict[str, Any]) -> None:
         with pytest.raises(UserError, match="--model lora needs --weights"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation_cases import cohort_settings, defaults, participants_table, write_embeddings, write_shards
+from evaluation_cases import cohort_settings, defaults, participants_table, task, write_embeddings, write_shards
 from semantoks import probe, splits, supervised, tables
 from semantoks.errors import UserError
 from semantoks.files import provenance, read_metadata, read_table, write_table
@@ -101,6 +102,11 @@ class TestSplits:
         assert set(test["cohort"]) == {"abroad"}
         for _, part in test.groupby(["phenotype", "repetition"]):
             assert sorted(part["participant_id"]) == sorted(study.abroad_bold)
+
+    def test_what_is_random_in_a_model_is_as_in_the_home_cohort(self) -> None:
+        at_home = task()
+        assert replace(at_home, protocol="transfer").seed == at_home.seed
+        assert replace(at_home, protocol="given").seed != at_home.seed
 
     def test_who_is_in_both_cohorts_by_content_is_left_out(self, tmp_path: Path, capsys: Any) -> None:
         two = TwoCohorts(tmp_path)

@@ -172,6 +172,7 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pd.DataFra
 def read_tables(paths: Iterable[Path | str], columns: list[str] | None = None) -> pd.DataFrame:
     """Read several Parquet files of one kind and stack their rows in the order of the paths."""
     parts = [_read(path, columns) for path in paths]
+    parts = [part for part in parts if part.num_rows] or parts[:1]
     # a column of which one file knows no value has no type there
     table = parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="permissive")
     result: pd.DataFrame = table.to_pandas()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -128,32 +128,38 @@ def learning_curve(table: pd.DataFrame, simulated: bool = False) -> Figure:
     tasks, rows = sorted(set(table["phenotype"])), ordered_rows(table)
     across = min(PANELS_ACROSS, len(tasks))
     down = -(-len(tasks) // across)
-    legend = 0.18 * (-(-len(rows) // 3)) + 0.3
+    legend = 0.18 * (-(-(len(rows) + 1) // 3)) + 0.3
     figure, axes = new_figure(max(3.0 * across, 5.5), 2.6 * down + legend, down, across, simulated)
+    seen = set(table.loc[table["transductive"] > 0, "row"])
     for axis, task in zip(axes.flat, tasks, strict=False):
-        _curve_panel(axis, table[table["phenotype"] == task], rows)
+        _curve_panel(axis, table[table["phenotype"] == task], rows, seen)
         axis.set_title(task, fontsize=9)
     for axis in axes.flat[len(tasks) :]:
         axis.set_visible(False)
-    handles = [plt.Line2D([], [], label=row, markersize=4, **_style(row, rows)) for row in rows]
+    handles = [plt.Line2D([], [], label=row, markersize=4, **_style(row, rows, seen)) for row in rows]
+    if seen:
+        style: dict[str, Any] = {"color": "black", "marker": "o", "markerfacecolor": "white", "linestyle": ""}
+        handles.append(plt.Line2D([], [], label="transductive (open)", markersize=4, **style))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     return figure
 
 
-def _style(row: str, rows: Sequence[str]) -> dict[str, Any]:
-    """Colour by the kind of the row, marker and line by its place among that kind."""
+def _style(row: str, rows: Sequence[str], seen: Set[str]) -> dict[str, Any]:
+    """Colour by the kind of the row, marker and line by its place among that kind; open if transductive."""
     kind = kind_of(row)
     place = [other for other in rows if kind_of(other) == kind].index(row)
-    return {"color": COLOURS[kind], "marker": MARKERS[place % len(MARKERS)], "linestyle": LINES[place % len(LINES)]}
+    style = {"color": COLOURS[kind], "marker": MARKERS[place % len(MARKERS)], "linestyle": LINES[place % len(LINES)]}
+    return style | {"markerfacecolor": "white" if row in seen else COLOURS[kind]}
 
 
-def _curve_panel(axis: Axes, part: pd.DataFrame, rows: Sequence[str]) -> None:
+def _curve_panel(axis: Axes, part: pd.DataFrame, rows: Sequence[str], seen: Set[str]) -> None:
     present = [row for row in rows if row in set(part["row"])]
     for number, row in enumerate(present):
         line = part[part["row"] == row].sort_values("size")
         # Beside each other, so that bars do not hide each other.
         x = line["size"] * (1 + 0.02 * (number - (len(present) - 1) / 2))
-        axis.errorbar(x, line["mean"], yerr=line["sd"], markersize=3, linewidth=1, elinewidth=0.6, **_style(row, rows))
+        style = _style(row, rows, seen)
+        axis.errorbar(x, line["mean"], yerr=line["sd"], markersize=3, linewidth=1, elinewidth=0.6, **style)
     sizes = sorted(set(part["size"]))
     axis.set_xscale("log")
     axis.set_xticks(sizes, [f"{size:.0f}" for size in sizes], fontsize=7)

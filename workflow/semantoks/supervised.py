@@ -11,9 +11,11 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -32,7 +34,7 @@ from semantoks.baselines.supervised_networks import (
     WindowTransformer,
     without_mask,
 )
-from semantoks.baselines.tasks import Task, read_tasks, split_participants, tested_cohort, trained_by_steps
+from semantoks.baselines.tasks import Prediction, Task, read_tasks, split_participants, tested_cohort, trained_by_steps
 from semantoks.errors import UserError, run_command
 from semantoks.files import provenance, read_metadata, read_tables, write_table
 from semantoks.model.encoder_folder import LoadedEncoder, load_encoder
@@ -150,6 +152,12 @@ def predict(
     return pd.concat(rows)
 
 
+def no_rows(row: str, origin: Origin, task: Task, people: pd.DataFrame) -> pd.DataFrame:
+    """The table of predictions without a row, for a cohort that has no splits of the protocols asked for."""
+    nobody = replace(task, test=task.test[:0])
+    return rows_of(row, origin.features, origin, nobody, Prediction(np.empty((0, 1)), "", 0), people)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: one model on every split of a cohort."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.supervised", description=__doc__)
@@ -183,17 +191,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Models of another cohort are those of its random splits.
     tasks = every if study.transfers else [task for task in every if task.protocol in given["protocols"]]
     if not tasks:
-        found = sorted({task.protocol for task in every})
-        raise UserError(f"supervised.protocols: expected one of {found}, found {given['protocols']}")
+        found = ", ".join(sorted({task.protocol for task in every}))
+        print(f"supervised.protocols: {given['protocols']}, the splits are {found}: nothing to train", file=sys.stderr)
     loaded = pretrained_encoder(arguments.model, arguments.weights)
     origin = origin_of(arguments.model, loaded, arguments, study)
     shards = [*arguments.shards, *arguments.fitted_shards]
     recipe = make_recipe(arguments.model, loaded, shards, participants, given, study.tested.by_session)
     encoder = (origin.encoder or "").split("_seed-")[0]
     row = f"{encoder}-{arguments.model}" if encoder else arguments.model
-    rows = predict(recipe, origin, row, tasks, study.people(participants), device)
-    rows = with_key(rows, tested_cohort(arguments.splits))
-    about = study.describe() | {"cohort": rows["cohort"].iloc[0], "splits": probe}
+    people, cohort = study.people(participants), tested_cohort(arguments.splits)
+    rows = predict(recipe, origin, row, tasks, people, device) if tasks else no_rows(row, origin, every[0], people)
+    rows = with_key(rows, cohort)
+    about = study.describe() | {"cohort": cohort, "splits": probe}
     tables = [cohort.participants["path"] for cohort in study.cohorts]
     inputs = [*tables, arguments.splits, *map(str, [*shards, *arguments.pretrain_shards])]
     write_table(arguments.output, rows, provenance("supervised", arguments.settings, inputs, **about))

@@ -182,7 +182,7 @@ def read_embeddings(paths: Sequence[Path | str], by_session: bool = False) -> Cr
     table["participant_id"] = participant_keys(table["cohort"], table["participant_id"], sessions)
     participants, crops, present = _by_crop(table, np.stack(table["features"].to_list()).astype(np.float32))
     encoder = about[0].get("encoder") or Path(paths[0]).stem
-    name = about[0].get("features") or "cls_avg"
+    name = about[0].get("settings", {}).get("features", "cls_avg")
     return CropFeatures(name, participants, crops, present, encoder)
 
 

@@ -42,8 +42,12 @@ class Task:
 
     @property
     def seed(self) -> int:
-        """Seed of what is random in a head, from the split's name alone."""
-        name = f"{self.phenotype.name}|{self.protocol}|{self.repetition}|{self.fold}"
+        """Seed of what is random in a head, from the split's name alone.
+
+        A cohort for testing only meets the models of the other cohort's random splits: their seed is the same.
+        """
+        protocol = RANDOM if self.protocol == TRANSFER else self.protocol
+        name = f"{self.phenotype.name}|{protocol}|{self.repetition}|{self.fold}"
         return zlib.crc32(name.encode())
 
     @property
