@@ -157,6 +157,7 @@ def run(tmp_path: Path, bids: Path, settings: dict[str, Any], monkeypatch: pytes
         (tmp_path / "arguments").unlink(missing_ok=True)
         where = ["--bids", bids, "--output-derivatives", tmp_path / "out", "--work", tmp_path / "work"]
         given = ["--settings", json.dumps(settings | changed), "--participant", "01", "--status", status]
+        given += ["--cohort", "study"]
         fmriprep.main([*map(str, [*where, *given]), *arguments])
         return json.loads(status.read_text()) if status.is_file() else None
 

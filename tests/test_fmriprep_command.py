@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from fmriprep_cases import DIGEST, IMAGE, SPACE, Runner
-from semantoks import fmriprep, fmriprep_command, fmriprep_dry_run
+from semantoks import fmriprep, fmriprep_command, fmriprep_database, fmriprep_dry_run
 from semantoks.errors import UserError
 
 ARGUMENTS = "participant --participant-label 01 --nthreads 12 --omp-nthreads 8 --mem_mb 14400 --output-spaces"
@@ -115,8 +116,51 @@ def test_one_session_and_a_filter(run: Runner, tmp_path: Path, bids: Path) -> No
 
 def test_work_folder_of_the_settings_wins(run: Runner, tmp_path: Path) -> None:
     run("crash", work_folder=str(tmp_path / "scratch"))
-    assert (tmp_path / "scratch" / "sub-01").is_dir()
+    assert (tmp_path / "scratch" / "study" / "sub-01").is_dir()
     assert not (tmp_path / "work").exists()
+
+
+def test_work_folder_of_another_cohort_is_left_alone(run: Runner, tmp_path: Path) -> None:
+    """Its participants may have equal names, and may be running."""
+    scratch = {"work_folder": str(tmp_path / "scratch")}
+    run("crash", "--cohort", "other", **scratch)
+    status = run("success", "--cohort", "study", **scratch)
+    assert status is not None
+    assert status["status"] == "done"
+    assert sorted(path.relative_to(tmp_path / "scratch").as_posix() for path in (tmp_path / "scratch").glob("*/*")) == [
+        "other/sub-01"
+    ]
+
+
+def test_cohorts_have_their_own_reconstructions_and_databases(
+    run: Runner, tmp_path: Path, bids: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = {
+        "freesurfer_folder": str(tmp_path / "{cohort}/subjects"),
+        "bids_database_folder": str(tmp_path / "databases"),
+    }
+    write_database(tmp_path / "databases/study", bids)
+    write_database(tmp_path / "databases/moved", tmp_path / "another dataset")
+    for cohort in ("study", "other", "moved"):
+        run("crash", "--cohort", cohort, **shared)
+        words = (tmp_path / "arguments").read_text().split("\n")
+        assert words[words.index("--fs-subjects-dir") + 1] == str(tmp_path / cohort / "subjects")
+        told = f"{tmp_path}/databases/{cohort}: no database of {bids} with sub-01"
+        if cohort == "study":
+            assert words[words.index("--bids-database-dir") + 1] == str(tmp_path / "databases/study")
+            assert told not in capsys.readouterr().err
+        else:
+            assert "--bids-database-dir" not in words
+            assert told in capsys.readouterr().err
+
+
+def write_database(folder: Path, dataset: Path) -> None:
+    """A database with participant 01, and which dataset it was made from."""
+    folder.mkdir(parents=True)
+    with sqlite3.connect(folder / fmriprep_database.DATABASE) as database:
+        database.execute("CREATE TABLE files (path TEXT)")
+        database.execute("INSERT INTO files VALUES ('/data/sub-01/func/x.nii.gz')")
+    (folder / fmriprep_database.DATASET).write_text(json.dumps({"dataset": str(dataset)}))
 
 
 def test_dry_run_prints_the_command_and_what_keeps_it_from_starting(
@@ -144,7 +188,7 @@ def test_dry_run_of_a_configuration_shows_the_command_of_each_cohort(
     title, line = printed.out.splitlines()
     assert title == "# study, sub-01"
     assert line.startswith(f"podman run --rm --pull=never --volume {bids}:/data:ro --volume {tmp_path}/out:/out")
-    assert "--volume /scratch/sub-01:/work" in line
+    assert "--volume /scratch/study/sub-01:/work" in line
     assert "this would not start" in printed.err
     with pytest.raises(UserError, match="cohort study: expected participant sub-77 in"):
         fmriprep_dry_run.main(["--configfile", str(tmp_path / "config.yaml"), "--participant", "sub-77"])

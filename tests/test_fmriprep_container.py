@@ -77,7 +77,7 @@ def stage_arguments(place: Path, engine: str, **changed: Any) -> list[str]:
     settings |= {"engine_arguments": ["--network=none"], "freesurfer": False} | changed
     where = {"--bids": "bids", "--output-derivatives": "out", "--work": "work", "--status": "status/sub-01.json"}
     words = [word for option, name in where.items() for word in (option, str(place / name))]
-    return ["--settings", json.dumps(settings), "--participant", "01", *words]
+    return ["--settings", json.dumps(settings), "--participant", "01", "--cohort", "study", *words]
 
 
 def told(place: Path) -> dict[str, str]:
@@ -151,7 +151,7 @@ def test_a_full_disk_is_the_reason(small_disk: Path, place: Path, preprocess: Pr
     status = preprocess("full", work_folder=str(small_disk))
     assert status["status"] == "failed"
     assert "No space left on device" in status["reason"]
-    assert (small_disk / "sub-01/intermediate").stat().st_size > 500_000
+    assert (small_disk / "study/sub-01/intermediate").stat().st_size > 500_000
     assert len(list((place / "out/sub-01/func").glob("*preproc_bold.nii.gz"))) == 1
 
 
@@ -216,7 +216,7 @@ def test_a_session_is_a_job_of_its_own(place: Path, preprocess: Preprocess, comm
 def test_fsaverage_is_copied_out_of_the_image_and_a_database_made_in_it_once(place: Path, command: str) -> None:
     settings = schema_defaults("fmriprep") | {"engine": command, "licence": str(place / "license.txt")}
     settings["bids_database_folder"] = str(place / "database")
-    given = ["--settings", json.dumps(settings), "--bids", str(place / "bids")]
+    given = ["--settings", json.dumps(settings), "--cohort", "study", "--bids", str(place / "bids")]
     given += ["--output-derivatives", str(place / "out")]
     for _ in range(2):
         fmriprep_prepare.main([*given, "--output", str(place / "prepared.json")])
@@ -224,9 +224,9 @@ def test_fsaverage_is_copied_out_of_the_image_and_a_database_made_in_it_once(pla
     copied = place / "out/sourcedata/freesurfer/fsaverage/surf/lh.white"
     assert copied.read_text() == "a surface\n"
     assert not copied.is_symlink()
-    database = place / "database/layout_index.sqlite"
+    database = place / "database/study/layout_index.sqlite"
     assert database.read_text().split() == ["/data", *sorted(path.name for path in (place / "bids").iterdir())]
-    assert [path.name for path in database.parent.iterdir()] == [database.name]
+    assert sorted(path.name for path in database.parent.iterdir()) == ["dataset.json", database.name]
 
 
 def started(place: Path, repository: Path, **changed: Any) -> subprocess.Popen[str]:

@@ -15,6 +15,8 @@ from semantoks.errors import UserError
 def prepare(tmp_path: Path, settings: dict[str, Any], **changed: Any) -> str | None:
     """Run the step before; the problem that it wrote down."""
     where = [
+        "--cohort",
+        "study",
         "--bids",
         str(tmp_path / "bids"),
         "--output-derivatives",

@@ -114,7 +114,8 @@ def test_a_cohort_goes_from_raw_data_to_its_index(study: Path, engine: Engine) -
     for participant, reason in REASONS.items():
         assert reasons[participant].startswith(reason)
     assert len(index) == 9, "the filter and the cohort leave one run of participant 05"
-    assert sorted(path.name for path in (study / "scratch").iterdir()) == ["sub-03", "sub-04"], "kept for the next try"
+    kept = sorted(path.name for path in (study / "scratch/study").iterdir())
+    assert kept == ["sub-03", "sub-04"], "kept for the next try"
     assert (study / "derivatives/sourcedata/freesurfer/fsaverage/surf/lh.white").is_file()
     trace = (study / "trace").read_text().splitlines()
     assert trace.count("before 02") == 2, "a killed participant had a second attempt"
@@ -141,7 +142,7 @@ def test_a_cohort_goes_from_raw_data_to_its_index(study: Path, engine: Engine) -
     unchanged = [path for path in made if {"sub-01", "sub-02", "sub-05"} & {*path.parts}]
     assert unchanged
     assert all(now[path] == made[path] for path in unchanged), "finished participants are not run again"
-    assert not list((study / "scratch").iterdir())
+    assert not list((study / "scratch/study").iterdir())
 
 
 @pytest.fixture

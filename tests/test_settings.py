@@ -146,3 +146,17 @@ def test_every_key_is_described_and_the_page_lists_them():
         for key, entry in entries(schema, ""):
             assert entry.get("description"), f"{key} has no description"
     assert PAGE.read_text() == page(), "run make docs"
+
+
+def test_reconstructions_of_several_datasets_need_a_folder_each(tmp_path):
+    """FreeSurfer's folders carry participants' names alone."""
+    cohorts = []
+    for name, dataset in (("rest", "raw"), ("movie", "raw"), ("other", "elsewhere")):
+        source = {"type": "bids", "path": str(tmp_path / dataset), "derivatives": str(tmp_path / name)}
+        cohorts.append(write_cohort(tmp_path, name, source=source))
+    shared = {"fmriprep": {"freesurfer_folder": "/store/subjects"}}
+    load_settings(config(tmp_path) | shared | {"cohorts": cohorts[:2]})  # one dataset, one set of reconstructions
+    with pytest.raises(UserError, match=r"freesurfer_folder.*rest, movie, other.*e\.g\. /store/subjects/\{cohort\}"):
+        load_settings(config(tmp_path) | shared | {"cohorts": cohorts})
+    apart = {"fmriprep": {"freesurfer_folder": "/store/{cohort}"}}
+    load_settings(config(tmp_path) | apart | {"cohorts": cohorts})

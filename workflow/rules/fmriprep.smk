@@ -20,12 +20,13 @@ rule fmriprep_prepare:
     container:
         None
     params:
-        settings=json.dumps(settings.fmriprep_deciding, sort_keys=True),
+        settings=lambda wildcards: json.dumps(settings.fmriprep_deciding, sort_keys=True),
         bids=lambda wildcards: settings.cohort(wildcards.cohort).source["path"],
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
     shell:
         "python -m semantoks.fmriprep_prepare --settings {params.settings:q} --running {input.running:q}"
-        " --bids {params.bids:q} --output-derivatives {params.derivatives:q} --output {output:q} > {log:q} 2>&1"
+        " --cohort {wildcards.cohort:q} --bids {params.bids:q} --output-derivatives {params.derivatives:q}"
+        " --output {output:q} > {log:q} 2>&1"
 
 
 rule fmriprep:
@@ -51,14 +52,14 @@ rule fmriprep:
         attempt=lambda wildcards, attempt: attempt,
         attempts=attempts,
     params:
-        settings=json.dumps(settings.fmriprep_deciding, sort_keys=True),
+        settings=lambda wildcards: json.dumps(settings.fmriprep_deciding, sort_keys=True),
         bids=lambda wildcards: settings.cohort(wildcards.cohort).source["path"],
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
         runs=lambda wildcards: settings.cohort(wildcards.cohort).runs_json,
         work=lambda wildcards: RESULTS / wildcards.cohort / "fmriprep" / "work",
     shell:
-        "python -m semantoks.fmriprep --settings {params.settings:q} --running {input.running:q} --bids {params.bids:q}"
-        " --participant {wildcards.participant:q} --output-derivatives {params.derivatives:q} --work {params.work:q}"
+        "python -m semantoks.fmriprep --settings {params.settings:q} --running {input.running:q}"
+        " --cohort {wildcards.cohort:q} --bids {params.bids:q} --participant {wildcards.participant:q} --output-derivatives {params.derivatives:q} --work {params.work:q}"
         " --runs {params.runs:q} --status {output:q} --threads {threads} --mem-mb {resources.mem_mb}"
         " --attempt {resources.attempt} --attempts {resources.attempts} --prepared {input.prepared:q} > {log:q} 2>&1"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from semantoks.config_schemas import REPOSITORY, cohort_schema, config_schema, read_yaml, validated
 from semantoks.errors import UserError
-from semantoks.settings import TEST, Cohort, Settings
+from semantoks.settings import OF_COHORT, TEST, Cohort, Settings
 
 
 def load_settings(config: Mapping[str, Any], where: str = "config") -> Settings:
@@ -89,6 +89,7 @@ def check_settings(settings: Settings, where: str) -> None:
         )
     _check_encoders(settings, names, where)
     _check_inductive(settings, where)
+    _check_freesurfer_folder(settings, where)
 
 
 def _check_encoders(settings: Settings, names: Sequence[str], where: str) -> None:
@@ -128,6 +129,18 @@ def _check_inductive(settings: Settings, where: str) -> None:
             raise UserError(f"{key}: an encoder is called so, or might be; choose another name")
         if not set.intersection(*(set(encoders[name]["seeds"]) for name in names)):
             raise UserError(f"{key}: expected a seed that all of {names} have, found none; give them the same seeds")
+
+
+def _check_freesurfer_folder(settings: Settings, where: str) -> None:
+    """Refuse reconstructions of several datasets in one folder: sub-01 of one is not sub-01 of the other."""
+    folder = settings.values["fmriprep"]["freesurfer_folder"]
+    datasets = {c.name: Path(c.source["path"]).resolve() for c in settings.cohorts if c.source["type"] == "bids"}
+    if folder and OF_COHORT not in folder and len(set(datasets.values())) > 1:
+        raise UserError(
+            f"{where}: key 'fmriprep.freesurfer_folder': expected {OF_COHORT} in it, because participants of "
+            f"{', '.join(datasets)}, which are several datasets, may have equal names, found {folder!r}; give each a "
+            f"folder of its own, e.g. {folder.rstrip('/')}/{OF_COHORT}"
+        )
 
 
 def _check_fitted_on(cohort: Cohort, cohorts: Sequence[Cohort]) -> None:

@@ -139,9 +139,9 @@ def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[st
     FreeSurfer writes its environment into ``scripts/recon-all.env``; containers do not have ours.
     """
     database = settings.bids_database_folder
-    if database and not knows(Path(database), job.target.participant):
-        told = f"{database}: no database with sub-{job.target.participant}, so this job reads the dataset itself"
-        print(told, file=sys.stderr)
+    if database and not knows(Path(database), job.bids, job.target.participant):
+        told = f"{database}: no database of {job.bids} with sub-{job.target.participant}"
+        print(f"{told}, so this job reads the dataset itself", file=sys.stderr)
         settings = replace(settings, bids_database_folder=None)
     image = None if settings.engine == "native" else find_image(settings.image, settings.version)
     command, variables = build_command(settings, job, licence_file(settings), image, _linked_folders(job))
@@ -205,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.fmriprep", description=__doc__)
     parser.add_argument("--settings", type=json.loads, required=True, help="keys that decide about results, as JSON")
     parser.add_argument("--running", type=Path, help="file with all other keys of the section (JSON)")
+    parser.add_argument("--cohort", required=True, help="name of the cohort, which is part of its folders")
     parser.add_argument("--bids", type=Path, required=True, help="BIDS folder")
     parser.add_argument("--participant", required=True, help="label, or `sub-<label>_ses-<label>`")
     parser.add_argument("--session", help="label, for one job per session")
@@ -220,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
     arguments = parser.parse_args(argv)
     settings = FmriprepSettings(**arguments.settings, **(read_json(arguments.running) if arguments.running else {}))
+    settings = settings.of_cohort(arguments.cohort)
     name, _, session_name = arguments.participant.partition("_")
     participant = _label(name, "sub-")
     session = _label(session_name or arguments.session, "ses-") if session_name or arguments.session else None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from semantoks.container_images import Image
 from semantoks.errors import UserError
 from semantoks.fmriprep_outputs import Target
+from semantoks.settings import OF_COHORT
 
 INSIDE = {
     "bids": "/data",
@@ -69,6 +70,15 @@ class FmriprepSettings:
                 f"key 'fmriprep.extra_arguments': expected what the workflow does not set itself, found "
                 f"{', '.join(sorted(refused))}; use the keys of section `fmriprep`"
             )
+
+    def of_cohort(self, name: str) -> FmriprepSettings:
+        """The settings with the folders of one cohort: ``sub-01`` of another cohort is another participant."""
+        return replace(
+            self,
+            work_folder=str(Path(self.work_folder) / name) if self.work_folder else None,
+            bids_database_folder=str(Path(self.bids_database_folder) / name) if self.bids_database_folder else None,
+            freesurfer_folder=self.freesurfer_folder.replace(OF_COHORT, name) if self.freesurfer_folder else None,
+        )
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,14 @@ import tempfile
 from pathlib import Path
 
 from semantoks.container_images import find_image
+from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import INSIDE, FmriprepSettings, apptainer_file
 from semantoks.fmriprep_process import clean_environment
 
 DATABASE = "layout_index.sqlite"
 """Name that PyBIDS gives its file."""
+DATASET = "dataset.json"
+"""File beside it: which dataset it was made from. PyBIDS itself knows only the path inside the container."""
 
 # fMRIPrep itself decides what is indexed.
 _PROGRAM = """
@@ -31,9 +34,10 @@ _IN_IMAGE = 'exec "$(head -n 1 "$(command -v fmriprep)" | cut -c 3-)" -c "$0" "$
 def make_database(settings: FmriprepSettings, bids: Path, folder: Path) -> str | None:
     """Make the database in ``folder`` unless it is there; what kept it from being made, None when it is there now.
 
-    Participants that start together would each make it, in one file.
+    Participants that start together would each make it, in one file. One of another dataset, or of unknown origin, is
+    made anew.
     """
-    if (folder / DATABASE).is_file():
+    if _is_of(folder, bids):
         return None
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making.") as temporary:
@@ -42,13 +46,20 @@ def make_database(settings: FmriprepSettings, bids: Path, folder: Path) -> str |
         made = Path(temporary) / DATABASE
         if ended.returncode or not made.is_file():
             return f"exit code {ended.returncode}: {ended.stderr.strip()[-300:] or 'no message'}"
+        (folder / DATASET).unlink(missing_ok=True)
         made.rename(folder / DATABASE)
+        write_json(folder / DATASET, {"dataset": str(bids.resolve())})
     return None
 
 
-def knows(folder: Path, participant: str) -> bool:
-    """Whether there is a database in ``folder`` that has files of the participant: it may have been added later."""
-    if not (folder / DATABASE).is_file():
+def _is_of(folder: Path, bids: Path) -> bool:
+    origin = folder / DATASET
+    return (folder / DATABASE).is_file() and origin.is_file() and read_json(origin)["dataset"] == str(bids.resolve())
+
+
+def knows(folder: Path, bids: Path, participant: str) -> bool:
+    """Whether there is a database of the dataset in ``folder`` that has the participant, who may have come later."""
+    if not _is_of(folder, bids):
         return False
     try:
         with sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True) as database:

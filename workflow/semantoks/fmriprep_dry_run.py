@@ -35,6 +35,7 @@ def stage_arguments(settings: Settings, cohort: Cohort, participant: str | None 
     folder = settings.results / cohort.name / "fmriprep"
     arguments = {
         "--settings": settings.json("fmriprep"),
+        "--cohort": cohort.name,
         "--bids": cohort.source["path"],
         "--participant": first["participant_id"],
         "--output-derivatives": cohort.source["derivatives"],

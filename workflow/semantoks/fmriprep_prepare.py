@@ -218,11 +218,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m semantoks.fmriprep_prepare", description=__doc__)
     parser.add_argument("--settings", type=json.loads, required=True, help="keys that decide about results, as JSON")
     parser.add_argument("--running", type=Path, help="file with all other keys of the section (JSON)")
+    parser.add_argument("--cohort", required=True, help="name of the cohort, which is part of its folders")
     parser.add_argument("--bids", type=Path, required=True, help="BIDS folder")
     parser.add_argument("--output-derivatives", type=Path, required=True, help="folder for what fMRIPrep writes")
     parser.add_argument("--output", type=Path, required=True, help="file to write (JSON): what is there")
     arguments = parser.parse_args(argv)
     settings = FmriprepSettings(**arguments.settings, **(read_json(arguments.running) if arguments.running else {}))
+    settings = settings.of_cohort(arguments.cohort)
     check_settings(settings)  # one message instead of one per participant
     problem = None
     try:

@@ -25,6 +25,9 @@ FMRIPREP_KEYS = (
 PROBE_KEYS = ("participants", "phenotypes", "site_column", "site_group", "family_column", "confounds")
 """Keys of a cohort that decide about what is predicted."""
 
+OF_COHORT = "{cohort}"
+"""What stands for a cohort's name in the key ``fmriprep.freesurfer_folder``."""
+
 TEST = "test"
 """Role of a cohort on which the models of another one are tested."""
 
