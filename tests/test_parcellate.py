@@ -212,6 +212,34 @@ def test_a_grid_that_does_not_match_is_reached_by_nearest_neighbour_and_the_loss
     np.testing.assert_allclose(result["regridded_volume"], after / before)
 
 
+def test_voxels_that_are_not_finite_lower_the_coverage_and_a_volume_of_them_is_refused(
+    random: np.random.Generator, atlas: Path, tmp_path: Path
+) -> None:
+    series = synthetic.planted_series(random)
+    data = np.array(synthetic.bold_image(series, random).dataobj)
+    labels = synthetic.atlas_labels()
+    for index in INDEX:  # in every parcel, some always and one in one volume only
+        voxels = np.argwhere(labels == index)
+        data[tuple(voxels[: len(voxels) // 4].T)] = np.nan
+        data[(*tuple(voxels[-1]), 7)] = np.inf
+    data[labels == 0] = np.nan  # of no account
+    row = synthetic.write_recording(tmp_path, "sub-01", nibabel.Nifti1Image(data, synthetic.affine()), None)
+    result = run(row, atlas, band_pass=None, detrend=False)
+    np.testing.assert_allclose(result["bold"], series, rtol=1e-6)
+    counts = np.bincount(labels.ravel())[INDEX]
+    np.testing.assert_allclose(result["coverage"], 1 - (counts // 4 + 1) / counts)
+    labelled = np.argwhere(labels > 0)
+    data[(*labelled[: len(labelled) // 4].T, 100)] = np.nan
+    data[(*labelled[len(labelled) // 4 : len(labelled) // 2].T, 120)] = np.nan
+    data[(*labelled[::2].T, 150)] = np.nan
+    row = synthetic.write_recording(tmp_path, "sub-02", nibabel.Nifti1Image(data, synthetic.affine()), None)
+    with pytest.raises(UserError, match=r"NaN or infinity in volume 151: in 6\d% of the atlas's voxels"):
+        run(row, atlas, minimum_coverage=0.1)
+    data[..., 150] = data[..., 149]  # most voxels are not finite at some time, but at no time most
+    row = synthetic.write_recording(tmp_path, "sub-03", nibabel.Nifti1Image(data, synthetic.affine()), None)
+    assert min(run(row, atlas, minimum_coverage=0.1, band_pass=None)["coverage"]) < 0.5
+
+
 def test_a_parcel_cut_by_the_field_of_view_loses_coverage(
     random: np.random.Generator, atlas: Path, tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """Mean time series of parcels out of a 4D NIfTI image, in one pass over the file.
 
 Sums are updated volume by volume while the file is read, so memory does not depend on the length of the recording.
-A second pass is needed only where voxels turn out not to be finite.
+Further passes are needed only where voxels turn out not to be finite.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def parcel_means(bold: Bold, atlas: ParcelVoxels, mask: NDArray[np.bool_], first
     Raises
     ------
     UserError
-        Damaged file, or a volume in which most voxels are not finite.
+        Damaged file, or a volume in which most of the voxels that are labelled and inside the mask are not finite.
     """
     n_rois = len(atlas.counts)
     inside = mask.ravel(order="F")[atlas.position]
@@ -175,7 +175,8 @@ def parcel_means(bold: Bold, atlas: ParcelVoxels, mask: NDArray[np.bool_], first
     sums = _accumulate(bold, where, parcel, n_rois, first)
     finite = np.isfinite(sums.squares)
     if not finite.all():
-        _refuse_broken_volumes(sums, bold.path, first)
+        if finite.mean() < 0.5:  # else no volume can be broken
+            _refuse_broken_volumes(bold, where, first)
         where, parcel = where[finite], parcel[finite]
         sums = _accumulate(bold, where, parcel, n_rois, first)
     varying = sums.squares > 0
@@ -247,7 +248,12 @@ def _accumulate(bold: Bold, where: NDArray[np.intp], parcel: NDArray[np.intp], n
     return _Sums(base, total, squares, parcels)
 
 
-def _refuse_broken_volumes(sums: _Sums, path: Path, first: int) -> None:
-    broken = np.flatnonzero((~np.isfinite(sums.parcels)).mean(axis=1) > 0.5)
-    if broken.size:
-        raise UserError(f"{path}: expected finite values, found NaN or infinity in volume {broken[0] + first + 1}")
+def _refuse_broken_volumes(bold: Bold, where: NDArray[np.intp], first: int) -> None:
+    """Read the file up to the first volume of which most of the voxels ``where`` are not finite."""
+    for number, volume in enumerate(volumes(bold), 1):
+        share = 1 - np.isfinite(volume[where]).mean() if number > first else 0.0
+        if share > 0.5:
+            raise UserError(
+                f"{bold.path}: expected finite values, found NaN or infinity in volume {number}: in {share:.0%} of the "
+                "atlas's voxels inside the brain mask"
+            )
