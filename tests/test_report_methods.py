@@ -86,6 +86,13 @@ def test_the_methods_text_names_the_steps_that_were_done_and_no_others(
     )
 
 
+def test_equality_with_nilearn_is_claimed_for_the_kept_volumes_of_a_strategy_that_censors(tmp_path: Path) -> None:
+    strategy = {"name": "x", "description": "What is regressed.", "regresses": True, "censors": True}
+    text = methods_of(tmp_path, ("study", made("parcellate", {"detrend": True}, strategy=strategy)))
+    words = "equal on the volumes kept to nilearn's signal.clean without extrapolation (Abraham et al. 2014)."
+    assert f"{REGRESSED}, {words}" in text
+
+
 TRENDS = "Linear trends were removed from the imported time series"
 IMPORTED = {
     ((0.01, 0.1), None): ("", f"{TRENDS}, which were then filtered at 0.01–0.1 Hz {BUTTERWORTH}."),

@@ -53,12 +53,17 @@ class Strategy:
     @property
     def needs_confounds(self) -> bool:
         """Whether anything of the confounds table is used beyond motion measures."""
-        return self.regresses or self.censoring != Censoring()
+        return self.regresses or self.censors
 
     @property
     def regresses(self) -> bool:
         """Whether anything is regressed."""
         return bool(self.confounds or self.acompcor or self.cosines)
+
+    @property
+    def censors(self) -> bool:
+        """Whether volumes may be censored."""
+        return self.censoring != Censoring()
 
 
 def available_strategies() -> list[str]:

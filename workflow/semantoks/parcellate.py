@@ -367,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "description": strategy.description,
             "citations": list(strategy.citations),
             "regresses": strategy.regresses,
+            "censors": strategy.censors,
         },
     )
     write_table(arguments.output, table, metadata)

@@ -96,7 +96,8 @@ def _parcellate(one: Mapping[str, Any]) -> str:
     steps += ["confounds were regressed with weights estimated on the volumes kept"] if regressed else []
     if steps:
         done = _listed(steps)
-        text += f"{done[0].upper()}{done[1:]}, equal to nilearn's signal.clean (Abraham et al. 2014). "
+        kept, how = (" on the volumes kept", " without extrapolation") if strategy.get("censors") else ("", "")
+        text += f"{done[0].upper()}{done[1:]}, equal{kept} to nilearn's signal.clean{how} (Abraham et al. 2014). "
     if "minimum_degrees_of_freedom" in settings:
         least = settings["minimum_degrees_of_freedom"]
         text += f"Recordings with fewer than {least:g} degrees of freedom left were excluded."

@@ -75,14 +75,29 @@ def interpolate_censored(signals: Numbers, kept: Numbers) -> Floats:
     return signals
 
 
-def detrend(signals: Numbers) -> Floats:
-    """Remove mean and linear trend of each row of ``signals`` [ROI, time]."""
+def detrend(signals: Numbers, kept: Numbers | None = None) -> Floats:
+    """Remove mean and linear trend of each row.
+
+    Parameters
+    ----------
+    signals : float [ROI, time]
+    kept : bool [time]; where given, mean and trend are those of the kept volumes as they follow each other, without
+        the gaps between them, as ``nilearn.signal.clean`` has them without a filter. A censored volume lies between
+        its kept neighbours. None means all volumes.
+
+    Returns
+    -------
+    float64 [ROI, time]
+    """
     signals = np.asarray(signals, dtype=np.float64)
-    time = np.arange(signals.shape[1], dtype=np.float64)
-    time -= time.mean()
-    scale = float(time @ time) or 1.0
-    slope = (signals @ time) / scale
-    result: Floats = signals - signals.mean(axis=1, keepdims=True) - slope[:, None] * time
+    use = np.ones(signals.shape[1], dtype=bool) if kept is None else np.asarray(kept, dtype=bool)
+    frames = np.flatnonzero(use)
+    time = np.interp(np.arange(signals.shape[1]), frames, np.arange(frames.size))
+    time -= time[use].mean()
+    scale = float(time[use] @ time[use]) or 1.0
+    known = signals if use.all() else signals[:, use]
+    slope = (known @ time[use]) / scale
+    result: Floats = signals - known.mean(axis=1, keepdims=True) - slope[:, None] * time
     return result
 
 
@@ -137,7 +152,7 @@ def regress(signals: Numbers, confounds: Numbers, kept: Numbers | None = None) -
     """Subtract what the confounds explain, with weights estimated on the kept volumes only.
 
     The confounds are centred on the kept volumes; the residual therefore keeps the mean of ``signals``.
-    Confounds that depend on each other, or are constant, do no harm: the pseudo-inverse leaves them out.
+    Confounds that depend on each other, or are constant, do no harm: they are left out.
 
     Parameters
     ----------
@@ -152,14 +167,29 @@ def regress(signals: Numbers, confounds: Numbers, kept: Numbers | None = None) -
     signals = np.asarray(signals, dtype=np.float64)
     confounds = np.asarray(confounds, dtype=np.float64)
     use = np.ones(signals.shape[1], dtype=bool) if kept is None else np.asarray(kept, dtype=bool)
-    confounds = confounds - confounds[:, use].mean(axis=1, keepdims=True)
-    scale = confounds[:, use].std(axis=1, keepdims=True)
-    confounds = confounds[scale[:, 0] > 0] / scale[scale[:, 0] > 0]
+    confounds = confounds[_vary(confounds[:, use], _magnitude(confounds[:, use]))]
     if len(confounds) == 0:
         return signals.copy()
+    confounds = confounds - confounds[:, use].mean(axis=1, keepdims=True)
+    confounds /= confounds[:, use].std(axis=1, keepdims=True)
     weights = signals[:, use] @ np.linalg.pinv(confounds[:, use], rcond=1e-10)
     result: Floats = signals - weights @ confounds
     return result
+
+
+def _magnitude(confounds: Floats) -> Floats:
+    """Largest absolute value of each row, [regressor]."""
+    magnitude: Floats = np.abs(confounds).max(axis=1, initial=0.0)
+    return magnitude
+
+
+def _vary(confounds: Floats, magnitude: Floats) -> Booleans:
+    """Which rows hold more than the rounding errors of numbers of this magnitude, bool [regressor].
+
+    Scaled to unit variance, the rounding errors that steps before leave of a constant would be a regressor of noise.
+    """
+    vary: Booleans = np.ptp(confounds, axis=1) > 1e-10 * magnitude
+    return vary
 
 
 def n_resampled(n_frames: int, tr: float, target_tr: float) -> int:
@@ -232,6 +262,11 @@ def clean(
 ) -> Floats:
     """Interpolate, detrend, band-pass and regress, in this order.
 
+    On the kept volumes the result is that of ``nilearn.signal.clean`` with ``extrapolate=False``: with a filter, trend
+    and filter run over the interpolated series from the first to the last kept volume; without one, only kept volumes
+    count. Other than there, a confound that is constant, or that detrending takes away, is left out; its rounding
+    errors are not regressed.
+
     Parameters
     ----------
     signals : float [ROI, time]
@@ -243,18 +278,34 @@ def clean(
 
     Returns
     -------
-    float64 [ROI, time], of unchanged length: censored volumes hold interpolated values.
+    float64 [ROI, time], of unchanged length: censored volumes hold interpolated values, those before the first and
+    after the last kept volume its cleaned value.
+
+    Raises
+    ------
+    ValueError
+        When no volume is kept, or as :func:`band_pass`.
 
     References
     ----------
     Lindquist et al. (2019), Human Brain Mapping 40:2358-2376: filtering signals and confounds alike keeps
     the regression from bringing removed frequencies back.
     """
-    use = np.ones(np.shape(signals)[1], dtype=bool) if kept is None else np.asarray(kept, dtype=bool)
-    n_rois = len(signals)
+    n_rois, n_frames = np.shape(signals)
+    frames = np.arange(n_frames) if kept is None else np.flatnonzero(kept)
+    if frames.size == 0:
+        raise ValueError("every volume is censored, nothing is left to clean")
+    span = slice(frames[0], frames[-1] + 1)
+    use = np.isin(np.arange(n_frames)[span], frames)
     series: Numbers = np.asarray(signals, dtype=np.float64)
     if confounds is not None:
         series = np.concatenate([series, confounds])
-    series = interpolate_censored(series, use)
-    series = band_pass(detrend(series) if remove_trend else series, tr, *pass_band)
-    return regress(series[:n_rois], series[n_rois:], use)
+    series = interpolate_censored(series[:, span], use)
+    magnitude = _magnitude(series[n_rois:, use])
+    if remove_trend:
+        filtered = any(edge is not None for edge in pass_band)
+        series = detrend(series, None if filtered else use)
+    vary = _vary(series[n_rois:, use], magnitude)
+    series = band_pass(np.concatenate([series[:n_rois], series[n_rois:][vary]]), tr, *pass_band)
+    cleaned = regress(series[:n_rois], series[n_rois:], use)
+    return np.pad(cleaned, ((0, 0), (span.start, n_frames - span.stop)), mode="edge")
