@@ -100,6 +100,23 @@ class TestChain:
             np.testing.assert_allclose(made.scores[number], alone.scores(second[one.test]), atol=1e-3)
             np.testing.assert_array_equal(made.targets[number], permuted[one.test])
 
+    @pytest.mark.parametrize("head", ["ridge", "logistic"])
+    def test_indicators_of_sites_as_features(self, head: str) -> None:
+        """They are not centred as they come; uncentred, the steps for all permutations at once ran off to infinity."""
+        one = task(self.parts, self.generator.integers(0, 2, 60), 2)
+        both = np.sort(np.concatenate([one.training, one.validation]))
+        indicators = (np.arange(60)[:, None] % 2 == np.arange(2)).astype(np.float32)
+        scores = [principal_scores(indicators, part) for part in (one.training, both)]
+        for values, part in zip(scores, (one.training, both), strict=True):
+            np.testing.assert_allclose(values[part].mean(axis=0), 0, atol=1e-6)
+        orders = permuted_orders(np.arange(60), people(60), 5, "x")
+        made = permute(head, one, (scores[0], scores[1]), orders, SETTINGS)
+        for number, order in enumerate(orders):
+            permuted = one.target[order]
+            penalty, _ = tune(head, scores[0], permuted, 2, (one.training, one.validation), PENALTIES)
+            (alone,) = fit(head, scores[1][both], permuted[both], 2, [penalty])
+            np.testing.assert_allclose(made.scores[number], alone.scores(scores[1][one.test]), atol=1e-3)
+
     @pytest.mark.parametrize("n_classes", [0, 2, 3])
     def test_metrics_are_those_of_the_tables(self, n_classes: int) -> None:
         kind = "classification" if n_classes else "regression"

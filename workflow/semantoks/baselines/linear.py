@@ -34,7 +34,8 @@ def principal_scores(design: Matrix, training: Index) -> Floats:
 
     Parameters
     ----------
-    design : [n, features] float32, centred on the training rows.
+    design : [n, features] float32. It is centred on the training rows, which leaves every head with an intercept as it
+        is: indicators of sites come as 0 and 1.
     training : row numbers.
 
     Returns
@@ -42,6 +43,7 @@ def principal_scores(design: Matrix, training: Index) -> Floats:
     [n, rank] float64; the columns are orthogonal on the training rows. The scale makes one grid of penalties fit
     features of any number and size.
     """
+    design = design - design[training].mean(axis=0)
     fitted = design[training]
     wide = design.shape[1] > len(training)
     inner = (design @ fitted.T).astype(np.float64) if wide else None
