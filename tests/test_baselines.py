@@ -175,6 +175,17 @@ class TestConfounds:
         design = self.make().design(Phenotype("site", "site", "classification"), np.array([0, 1, 2]))
         assert design.shape == (4, 4)
 
+    def test_the_target_is_left_out_where_the_confound_has_another_name(self) -> None:
+        """Framewise displacement that came from a column of the participants table is that column."""
+        table = self.table.assign(func_mean_fd=["0.1", "0.3", "0.2", "0.2"])
+        motion = Phenotype("motion", "func_mean_fd", "regression")
+        fd = pd.Series({"1": 0.1, "2": 0.3, "3": 0.2, "4": 0.2})
+        for column, width in (("func_mean_fd", 5), (None, 6)):
+            cohort = replace(self.cohort, mean_fd_column=column)
+            made = make_confounds(cohort, table, list("1234"), fd)
+            assert made.design(motion, np.arange(3)).shape == (4, width)
+            assert made.design(Phenotype("dx", "dx", "classification"), np.arange(3)).shape == (4, 6)
+
     def test_the_training_part_decides_what_is_a_number(self) -> None:
         """One tested participant with a word for an age changes nobody else's row."""
         ages = pd.Series([str(20 + number % 6) for number in range(20)], index=[str(n) for n in range(20)])

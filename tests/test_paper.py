@@ -84,6 +84,7 @@ def test_what_is_published_decides_about_no_prediction(paper: Settings) -> None:
     """A published task that is named later must not redo the probes."""
     assert "published" in paper.cohort("paper_abide").settings["phenotypes"]["diagnosis"]
     assert "published" not in json.loads(paper.cohort("paper_abide").probe_json())["phenotypes"]["diagnosis"]
+    assert "mean_fd_column" in json.loads(paper.cohort("paper_abide").probe_json()), "it may be a target"
     assert paper.cohort("paper_abide").published_tasks == {"diagnosis": "ABIDE autism"}
 
 

@@ -100,6 +100,16 @@ class TestRows:
         rows = study.row("confounds")
         assert 0.3 < auc(rows[(rows["phenotype"] == "group") & (rows["row"] == "confounds-logistic")]) < 0.7
 
+    def test_the_target_in_another_unit_is_no_confound(self, tmp_path: Path, capsys: Any) -> None:
+        table, bold = planted(40)
+        years = table["score"].astype(float).round(1).astype(str)
+        probe = defaults("probe") | {"repetitions": 1, "solved_repetitions": 1, "protocols": ["random"]}
+        made = Study(tmp_path, table.assign(years=years), bold, confounds=["years", "sex"], probe=probe)
+        rows = made.row("confounds")
+        rows = rows[rows["phenotype"] == "score"]
+        assert np.abs(np.stack(rows["y_score"])[:, 0] - rows["y_true"]).mean() > 5
+        assert "confounds: years is left out for score, it is the same numbers" in capsys.readouterr().err
+
     def test_majority(self, study: Study) -> None:
         rows = study.row("majority")
         assert set(rows["row"]) == {"majority"}

@@ -202,6 +202,20 @@ class TestRowsOfAStudy:
         made = own_splits(study, tmp_path, ["random"], np.arange(60) % 4 == 0)
         assert set(made.row("fc-combat", "--shards", str(made.shards))["protocol"]) == {"random", "given"}
 
+    def test_combat_does_not_predict_what_it_takes_out(self, study: Study, tmp_path: Path, capsys: Any) -> None:
+        """The site as a target would be ComBat's batch: every test participant's features would hold the answer."""
+        scanner = {"scanner": {"column": "site", "type": "classification"}}
+        score = {"score": {"column": "score", "type": "regression"}}
+        probe = study.settings["probe"] | {"protocols": ["random"], "solved_repetitions": 1, "repetitions": 1}
+        made = Study(tmp_path, *planted(60), phenotypes=scanner | score, probe=probe)
+        assert set(made.row("fc-combat", "--shards", str(made.shards))["phenotype"]) == {"score"}
+        assert "fc-combat: scanner is left out, its column site names ComBat's batches" in capsys.readouterr().err
+        folder = tmp_path / "alone"
+        folder.mkdir()
+        alone = Study(folder, *planted(60), phenotypes=scanner, probe=probe)
+        with pytest.raises(UserError, match=r"fc-combat: expected a phenotype .* found scanner on site; take fc"):
+            alone.row("fc-combat", "--shards", str(alone.shards))
+
     def test_kernel_is_ridge(self, study: Study) -> None:
         assert set(study.row("fc-kernel", "--shards", str(study.shards))["row"]) == {"fc-kernel-ridge"}
 

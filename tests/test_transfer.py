@@ -13,8 +13,12 @@ import pandas as pd
 import pytest
 from evaluation_cases import cohort_settings, defaults, participants_table, task, write_embeddings, write_shards
 from semantoks import probe, splits, supervised, tables
+from semantoks.baselines.confounds import make_confounds
+from semantoks.baselines.joined_confounds import joined
+from semantoks.baselines.study import Study as BothCohorts
 from semantoks.errors import UserError
 from semantoks.files import provenance, read_metadata, read_table, write_table
+from semantoks.phenotypes import Cohort, Phenotype
 from semantoks.scores import score_tables
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -267,6 +271,43 @@ class TestConfounds:
         two.split()
         two.row("confounds")
         assert "confounds: sex is left out, abroad does not know it" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("phenotype", "abroad", "left"),
+        [
+            ({"column": "group", "type": "classification"}, "group", ["age", "mean_fd", "site", "total"]),
+            ({"column": "site", "type": "classification"}, "centre", ["age", "mean_fd", "total"]),
+            ({"column": "fd", "type": "regression"}, "motion", ["age", "site", "total"]),
+            ({"column": "fd", "type": "regression"}, "total", ["age", "site"]),
+            ({"column": "years", "type": "regression"}, "age", ["mean_fd", "site", "total"]),
+            ({"column": "age", "type": "regression"}, "years", ["mean_fd", "site", "total"]),
+        ],
+    )
+    def test_the_target_is_no_confound_whatever_either_cohort_calls_it(
+        self, phenotype: dict[str, str], abroad: str, left: list[str]
+    ) -> None:
+        numbers = np.random.default_rng(0).normal(40, 10, (5, 20)).astype(str)
+        table = pd.DataFrame(dict(zip(["age", "years", "fd", "motion", "total"], numbers, strict=True)))
+        table = table.assign(group=["a", "b"] * 10, site=["x", "y"] * 10, centre=["x", "y"] * 10)
+        home, other = (
+            Cohort({}, {"target": Phenotype("target", **described)}, name, site_column=site, mean_fd_column=fd,
+                   confounds=["age", "total"])
+            for name, described, site, fd in (
+                ("home", phenotype, "site", "fd"), ("abroad", phenotype | {"column": abroad}, "centre", "motion")
+            )
+        )  # fmt: skip
+        tables = [table.set_axis([f"{number:02d}" for number in range(20)]) for _ in range(2)]
+        for one in tables:
+            one.attrs["path"] = "table"
+        study = BothCohorts((other, home), tuple(tables))
+        fd = pd.Series(np.arange(20.0), tables[0].index)
+        made = [
+            replace(one, participants=study.keys(cohort, one.participants))
+            for cohort in study.cohorts
+            for one in [make_confounds(cohort, tables[0], list(tables[0].index), fd)]
+        ]
+        confounds = joined(made, study)
+        assert confounds.used(study.phenotypes["target"]) == left
 
     def coded(self, folder: Path, home: dict[str, str], abroad: dict[str, str]) -> TwoCohorts:
         """Sex is the diagnosis, under other codes in each cohort: patients are F, controls M."""

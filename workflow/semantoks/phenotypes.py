@@ -60,6 +60,7 @@ class Cohort:
     site_group: Mapping[str, str] = field(default_factory=dict)
     family_column: str | None = None
     confounds: Sequence[str] = ()
+    mean_fd_column: str | None = None
 
     @property
     def by_session(self) -> bool:
@@ -78,6 +79,7 @@ class Cohort:
             site_group=settings.get("site_group") or {},
             family_column=settings.get("family_column"),
             confounds=settings.get("confounds") or (),
+            mean_fd_column=settings.get("mean_fd_column"),
         )
 
 

@@ -150,6 +150,7 @@ def probe_row(arguments: argparse.Namespace, device: str) -> tuple[pd.DataFrame,
     people = study.people(participants)
     tasks = read_tasks(arguments.splits, study, participants)
     if arguments.row == COMBAT:
+        tasks = without_site_as_target(tasks, study.tested.site_column)
         tasks = with_known_sites(tasks, people["site"].to_numpy())
     orders = LabelOrders(tasks, people, settings)
     row = arguments.row.split("_seed-")[0]
@@ -264,6 +265,26 @@ class Nulls:
         ]
         columns = ["row", "phenotype", "protocol", "metric", "permutation", "value"]
         return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def without_site_as_target(tasks: Sequence[Task], site_column: str | None) -> list[Task]:
+    """The tasks whose target is not what ComBat takes out: features harmonised by the target hold the answer.
+
+    Raises
+    ------
+    UserError
+        When nothing else is predicted.
+    """
+    kept = [task for task in tasks if task.phenotype.column != site_column]
+    names = examples(sorted({task.phenotype.name for task in tasks if task.phenotype.column == site_column}))
+    if not kept:
+        raise UserError(
+            f"{COMBAT}: expected a phenotype that is not the site (site_column {site_column}), found {names} on "
+            f"{site_column}; take {COMBAT} out of probe.rows"
+        )
+    if names:
+        print(f"{COMBAT}: {names} is left out, its column {site_column} names ComBat's batches", file=sys.stderr)
+    return kept
 
 
 def with_known_sites(tasks: Sequence[Task], site: np.ndarray) -> list[Task]:

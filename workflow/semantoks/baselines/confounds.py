@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,26 +20,32 @@ MOST_CATEGORIES = 10
 
 @dataclass(frozen=True)
 class Confounds:
-    """Confound columns of every participant, as text or numbers; ``columns`` maps source column to its values.
+    """Confounds of every participant, as text or numbers: ``columns`` maps a confound's name to its values.
 
-    ``left_out`` names those that are known in one of two cohorts only.
+    ``left_out`` names those that are known in one of two cohorts only. ``sources`` are the columns of the participants
+    table that a confound is, its name aside: a phenotype on one of them has not that confound.
     """
 
     name: str
     participants: list[str]
     columns: dict[str, pd.Series]
     left_out: tuple[str, ...] = ()
+    sources: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def used(self, phenotype: Phenotype) -> list[str]:
+        """Names of the confounds of a phenotype: all that are not itself, whatever they are called."""
+        own = phenotype.column
+        return [name for name in self.columns if own != name and own not in self.sources.get(name, ())]
 
     def design(self, phenotype: Phenotype, training: Index) -> Matrix:
-        """Numbers standardised, categories as one column each; the phenotype's own column is left out.
+        """Numbers standardised, categories as one column each; the phenotype itself is left out (:meth:`used`).
 
         The training rows decide which a column is: who is tested changes nobody else's row. A category that no
         training participant has (an unseen site) is all zeros; a missing number is the training mean.
         """
         parts: list[Matrix] = []
-        for source, values in self.columns.items():
-            if source == phenotype.column:
-                continue
+        for name in self.used(phenotype):
+            values = self.columns[name]
             numbers = _as_numbers(values, training)
             if numbers is not None:
                 parts.append(standardise(numbers[:, None], training))
@@ -75,6 +81,7 @@ def make_confounds(
     mean_fd : mean framewise displacement of each participant [mm]; None where no recording has one.
     """
     columns: dict[str, pd.Series] = {}
+    sources: dict[str, frozenset[str]] = {}
     rows = table.loc[list(participants)]
     rows.attrs.update(table.attrs)
     if cohort.site_column is not None:
@@ -82,9 +89,11 @@ def make_confounds(
         columns[cohort.site_column] = sites(cohort, rows).map(lambda name: f"site {name}", na_action="ignore")
     if mean_fd is not None and mean_fd.notna().any():
         columns["mean_fd"] = mean_fd.reindex(rows.index)
+        if cohort.mean_fd_column is not None:
+            sources["mean_fd"] = frozenset({cohort.mean_fd_column})
     for name in cohort.confounds:
         columns[name] = confound_values(cohort, rows, name)
-    return Confounds("confounds", list(participants), columns)
+    return Confounds("confounds", list(participants), columns, sources=sources)
 
 
 def make_covariates(cohort: Cohort, table: pd.DataFrame, participants: Sequence[str]) -> Confounds:

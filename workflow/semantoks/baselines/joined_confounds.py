@@ -22,6 +22,13 @@ MOST_CODES = 5
 """A column of at most so many different whole numbers holds codes (of sex, of a scanner), not a quantity."""
 
 
+COPY = 0.999
+"""Numbers that correlate more (in absolute value) are the same quantity under two names."""
+
+FEWEST_TO_COMPARE = 5
+"""Fewer participants say nothing about whether two columns of numbers are the same."""
+
+
 def read_mean_fd(qc: Sequence[str], by_session: bool = False) -> pd.DataFrame | None:
     """Mean framewise displacement [mm] of each unit, averaged over usable recordings; None without QC files.
 
@@ -52,7 +59,31 @@ def read_confounds(study: Study, participants: Sequence[str], qc: Sequence[str])
             own = rows.set_index("unit")["mean_fd"]
         one = make_confounds(cohort, table, sorted(ids), own)
         made.append(replace(one, participants=study.keys(cohort, one.participants)))
-    return made[0] if len(made) == 1 else joined(made, study)
+    return with_copies(made[0] if len(made) == 1 else joined(made, study), study)
+
+
+def with_copies(confounds: Confounds, study: Study) -> Confounds:
+    """The same confounds, with a phenotype's column among the sources of every number that is the phenotype again.
+
+    Months of age are years of age, and a column of motion is the motion in the recordings: a correlation above
+    ``COPY`` over all participants that have both. Categories are not compared: a site that has the patients alone is
+    what this row is there to show.
+    """
+    sources = dict(confounds.sources)
+    numbers = {
+        name: pd.to_numeric(values, errors="coerce").set_axis(confounds.participants)
+        for name, values in confounds.columns.items()
+    }
+    for phenotype in study.phenotypes.values():
+        if not phenotype.is_numeric:
+            continue
+        target = study.values(phenotype.name)
+        for name in confounds.used(phenotype):
+            both = pd.concat([numbers[name], target], axis=1, join="inner").dropna()
+            if len(both) >= FEWEST_TO_COMPARE and abs(both.corr().to_numpy()[0, 1]) > COPY:
+                print(f"confounds: {name} is left out for {phenotype.name}, it is the same numbers", file=sys.stderr)
+                sources[name] = sources.get(name, frozenset()) | {phenotype.column}
+    return replace(confounds, sources=sources)
 
 
 def joined(made: Sequence[Confounds], study: Study) -> Confounds:
@@ -83,7 +114,21 @@ def joined(made: Sequence[Confounds], study: Study) -> Confounds:
         columns[name] = pd.concat([own, fitted[name]])
     participants = [key for one in made for key in one.participants]
     aligned = {name: values.set_axis(participants) for name, values in columns.items()}
-    return Confounds(made[0].name, participants, aligned, tuple(left_out))
+    return Confounds(made[0].name, participants, aligned, tuple(left_out), _sources(made, study, common))
+
+
+def _sources(made: Sequence[Confounds], study: Study, names: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Columns of the fitted cohort's phenotypes that are, in either cohort, one of the named confounds."""
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for one, cohort in zip(made, study.cohorts, strict=True):
+        renamed = {SITE: one.sources.get(str(cohort.site_column), frozenset()) | {str(cohort.site_column)}}
+        for name, described in study.phenotypes.items():
+            own = cohort.phenotypes[name].column
+            for confound in names:
+                columns = renamed.get(confound, one.sources.get(confound, frozenset()) | {confound})
+                if own in columns:
+                    found[confound].add(described.column)
+    return {name: frozenset(columns) for name, columns in found.items()}
 
 
 def translated(tested: pd.Series, fitted: pd.Series, name: str, study: Study) -> pd.Series:

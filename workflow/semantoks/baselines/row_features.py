@@ -13,7 +13,7 @@ from semantoks.baselines.confounds import make_covariates
 from semantoks.baselines.connectivity import read_connectivity
 from semantoks.baselines.feature_table import FeatureTable, read_feature_table
 from semantoks.baselines.features import CropFeatures, Features, read_embeddings
-from semantoks.baselines.joined_confounds import read_confounds
+from semantoks.baselines.joined_confounds import read_confounds, with_copies
 from semantoks.baselines.overlap import seen_by_content, seen_in_pretraining
 from semantoks.baselines.study import Study
 from semantoks.baselines.tasks import split_participants
@@ -114,7 +114,7 @@ def _from_shards(arguments: argparse.Namespace, study: Study) -> Features:
         if cohort.site_column is None:
             raise UserError(f"--row {COMBAT}: ComBat needs sites; set site_column in the cohort file")
         site = sites(cohort, table).reindex(connectivity.participants).to_numpy(dtype=object)
-        covariates = make_covariates(cohort, table, connectivity.participants)
+        covariates = with_copies(make_covariates(cohort, table, connectivity.participants), study)
         return HarmonisedConnectivity(COMBAT, connectivity, site, covariates)
     from semantoks.baselines.connectivity_rows import KernelConnectivity, power_edges, read_tangent
 
