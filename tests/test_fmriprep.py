@@ -15,6 +15,7 @@ from conftest import REPOSITORY
 from fmriprep_cases import DIGEST, RUNS, Runner
 from semantoks import fmriprep
 from semantoks.errors import UserError
+from semantoks.fmriprep_outputs import Target, input_files
 from semantoks.fmriprep_process import Ended
 
 # --- how it ends ----------------------------------------------------------------------------------------------------
@@ -306,6 +307,39 @@ def test_annexed_file_that_was_not_fetched_fails_this_participant_only(run: Runn
     assert status is not None
     assert status["status"] == "failed"
     assert "sub-01_T1w.nii.gz is a link to nothing" in status["reason"]
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        "sub-01/dwi/sub-01_dwi.nii.gz",
+        "sub-01/func/sub-01_task-rest_run-1_physio.tsv.gz",
+        "sub-01/func/sub-01_task-other_bold.nii.gz",
+    ],
+)
+def test_files_that_fmriprep_does_not_read_need_not_be_fetched(
+    run: Runner, bids: Path, tmp_path: Path, unread: str
+) -> None:
+    (bids / unread).parent.mkdir(exist_ok=True)
+    (bids / unread).symlink_to("../../.git/annex/objects/x/y.nii.gz")
+    (tmp_path / "filter.json").write_text(json.dumps({"bold": {"task": "rest"}}))
+    status = run("success", bids_filter_file=str(tmp_path / "filter.json"))
+    assert status is not None
+    assert status["status"] == "done", status["reason"]
+
+
+def test_a_job_of_a_session_needs_that_sessions_files(bids: Path) -> None:
+    for session in ("1", "2"):
+        for kind, suffix in (("anat", "T1w"), ("func", "task-rest_bold"), ("fmap", "dir-AP_epi")):
+            path = bids / f"sub-02/ses-{session}/{kind}/sub-02_ses-{session}_{suffix}.nii.gz"
+            path.parent.mkdir(parents=True)
+            path.symlink_to("../../../.git/annex/objects/x/y.nii.gz")
+    (bids / "sub-02/ses-2/func").rename(bids / "elsewhere")
+    (bids / "sub-02/ses-2/func").symlink_to("../../elsewhere")
+    own, all_of_both = (input_files(bids, Target("02", session, (), {})) for session in ("2", None))
+    kinds = [str(path.relative_to(bids / "sub-02/ses-2")).split("/")[0] for path in own]
+    assert kinds == ["anat", "fmap", "func", "func"], "a folder that is a link is a place to bind"
+    assert len(all_of_both) == 7
 
 
 def test_participant_without_run_fails_without_running(run: Runner, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,45 @@ def test_gzip_and_annex_subtleties(run: Runner, tmp_path: Path, bids: Path, how:
 def test_spaces_are_told_apart(run: Runner, tmp_path: Path, bids: Path, space: str) -> None:
     run("success")
     assert (problems(tmp_path / "out", bids, target(space)) == []) == space.startswith("MNI152NLin6Asym")
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ("func", [""]),
+        ("run", [""]),
+        ("bold", [""]),
+        ("anat", ["_space-T1w"]),
+        ("T1w", ["_space-T1w"]),
+        ("MNI152NLin6Asym:res-native", ["_space-MNI152NLin6Asym"]),
+        ("MNIPediatricAsym:cohort-3:res-2", ["_space-MNIPediatricAsym_cohort-3_res-2"]),
+        ("MNIPediatricAsym:res-2:cohort-3", ["_space-MNIPediatricAsym_cohort-3_res-2"]),
+        ("MNI152NLin6Asym:res-1:res-2", ["_space-MNI152NLin6Asym_res-1", "_space-MNI152NLin6Asym_res-2"]),
+        ("fsaverage5", []),
+        ("fsLR:den-91k", []),
+        ("onavg", []),
+    ],
+)
+def test_volumes_of_every_kind_of_space_have_fmripreps_names(
+    run: Runner, tmp_path: Path, bids: Path, asked: str, names: list[str]
+) -> None:
+    """Finished with exactly these files, and each of them is missed."""
+    run("success")
+    func = tmp_path / "out" / "sub-01" / "func"
+    for path in sorted(func.glob("*_space-*")):
+        for name in names:
+            copy = func / path.name.replace("_space-MNI152NLin6Asym_res-2", name)
+            if copy != path:
+                shutil.copy(path, copy)
+        if "_space-MNI152NLin6Asym_res-2" not in names:
+            path.unlink()
+    assert problems(tmp_path / "out", bids, target(asked)) == []
+    volumes = sorted(func.glob("*run-1*_bold.nii.gz"))
+    assert len(volumes) == len(names)
+    for volume in volumes:
+        volume.unlink()
+        assert problems(tmp_path / "out", bids, target(asked)) != []
+        shutil.copy(tmp_path / "images/preproc_bold.nii.gz", volume)
 
 
 def test_derivatives_of_a_real_dataset_have_the_names_expected_here(shared: Path, tmp_path: Path) -> None:

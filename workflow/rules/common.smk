@@ -15,9 +15,9 @@ from semantoks.atlas_recipes import TEMPLATEFLOW, needed_files, source_of
 from semantoks.batches import (
     current_batches,
     fmriprep_targets,
+    recordings_by_target,
     recordings_of,
     targets_by_last_batch,
-    targets_of_cohort,
     update_batches,
 )
 from semantoks.code_version import code_version
@@ -68,7 +68,7 @@ try:
                     cohort.source,
                     cohort.wanted_runs,
                     settings.fmriprep_deciding,
-                    targets_of_cohort(folder, settings.section("fmriprep")["per_session"]),
+                    list(recordings_by_target(folder, settings.section("fmriprep")["per_session"])),
                 )
 except (UserError, OSError) as error:
     message = error if isinstance(error, UserError) else disk_error(error)
@@ -166,6 +166,12 @@ def fmriprep_statuses(wildcards):
     targets = fmriprep_targets(batch, settings.section("fmriprep")["per_session"])
     finished = known_as_finished(wildcards.cohort)
     return [RESULTS / wildcards.cohort / "fmriprep" / f"{target}.json" for target in targets if target not in finished]
+
+
+@functools.cache
+def fmriprep_recordings(cohort):
+    """Per participant (or session) its raw recordings: others, e.g. of a new session, open its case again."""
+    return recordings_by_target(RESULTS / cohort / "batches", settings.section("fmriprep")["per_session"])
 
 
 @functools.cache

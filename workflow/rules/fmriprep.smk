@@ -56,6 +56,8 @@ rule fmriprep:
         bids=lambda wildcards: settings.cohort(wildcards.cohort).source["path"],
         derivatives=lambda wildcards: settings.cohort(wildcards.cohort).source["derivatives"],
         runs=lambda wildcards: settings.cohort(wildcards.cohort).runs_json,
+        # Not for the command: a participant with other recordings than before is asked again whether it is finished.
+        recordings=lambda wildcards: " ".join(fmriprep_recordings(wildcards.cohort).get(wildcards.participant, [])),
         work=lambda wildcards: RESULTS / wildcards.cohort / "fmriprep" / "work",
     shell:
         "python -m semantoks.fmriprep --settings {params.settings:q} --running {input.running:q}"

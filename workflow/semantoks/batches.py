@@ -56,18 +56,26 @@ def current_batches(folder: Path) -> list[str]:
 
 def fmriprep_targets(batch: Path, per_session: bool) -> list[str]:
     """What fMRIPrep is run on for a batch: ``sub-01``, or ``sub-01_ses-1`` where sessions are run apart; in order."""
+    return sorted(set(_targets(batch, per_session).values()))
+
+
+def recordings_by_target(folder: Path, per_session: bool) -> dict[str, list[str]]:
+    """What fMRIPrep is run on for all batches of a cohort → its recordings, both in order."""
+    found: dict[str, list[str]] = {}
+    for batch in current_batches(folder):
+        for recording, target in _targets(folder / f"{batch}.tsv", per_session).items():
+            found.setdefault(target, []).append(recording)
+    return {target: sorted(found[target]) for target in sorted(found)}
+
+
+def _targets(batch: Path, per_session: bool) -> dict[str, str]:
+    """Recording → what fMRIPrep is run on for it."""
     table = read_text_table(batch)
     table = table[table["paths"] != '[""]']  # of a link to nothing there are no files to run it on
     names = "sub-" + table["participant_id"]
     if per_session:
         names += ("_ses-" + table["session_id"]).fillna("")
-    return sorted(set(names))
-
-
-def targets_of_cohort(folder: Path, per_session: bool) -> list[str]:
-    """What fMRIPrep is run on for all batches of a cohort, in order."""
-    batches = current_batches(folder)
-    return sorted({name for batch in batches for name in fmriprep_targets(folder / f"{batch}.tsv", per_session)})
+    return dict(zip(table["recording_id"], names, strict=True))
 
 
 def targets_by_last_batch(folder: Path, per_session: bool) -> dict[str, dict[str, list[str]]]:

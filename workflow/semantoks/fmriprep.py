@@ -24,7 +24,7 @@ from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
 from semantoks.fmriprep_database import knows
-from semantoks.fmriprep_outputs import Target, derivatives_version, problems, raw_runs, read_bids_filter
+from semantoks.fmriprep_outputs import Target, derivatives_version, input_files, problems, raw_runs, read_bids_filter
 from semantoks.fmriprep_prepare import check_ready, licence_file, prepare, subjects_folder
 from semantoks.fmriprep_process import Ended, end_containers, run_and_show, secret_variables
 from semantoks.fmriprep_retention import keep_used
@@ -149,18 +149,14 @@ def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[st
     return command, {**dict.fromkeys(hidden), **variables}
 
 
-def _participant_files(job: Job) -> list[Path]:
-    return sorted((job.bids / f"sub-{job.target.participant}").rglob("*"))
-
-
 def _broken_links(job: Job) -> list[Path]:
-    return [path for path in _participant_files(job) if path.is_symlink() and not path.exists()]
+    return [path for path in input_files(job.bids, job.target) if path.is_symlink() and not path.exists()]
 
 
 def _linked_folders(job: Job) -> list[Path]:
     """Folders outside the BIDS folder in which the participant's linked files really lie."""
     root = job.bids.resolve()
-    targets = {path.resolve().parent for path in _participant_files(job) if path.is_symlink()}
+    targets = {path.resolve().parent for path in input_files(job.bids, job.target) if path.is_symlink()}
     outside = sorted(folder for folder in targets if not folder.is_relative_to(root))
     # a git annex keeps every file in a folder of its own: bind what they have in common below `annex`
     annexes = {Path(*folder.parts[: folder.parts.index("annex") + 1]) for folder in outside if "annex" in folder.parts}

@@ -1,7 +1,7 @@
 """Who of a cohort was finished by fMRIPrep before this workflow ran: they need no job.
 
 A job of fMRIPrep asks for many cores and much memory for hours; for a participant whose outputs are there it would be
-queued, started and ended at once. So the job graph is made without them, from a list that grows.
+queued, started and ended at once. So the job graph is made without them, from a list that is kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -27,29 +27,28 @@ def update_finished(
     fmriprep: Mapping[str, Any],
     names: Sequence[str],
 ) -> None:
-    """Look at the outputs of participants of whom nothing is known, and list those that are finished.
+    """List those that are finished and have no status.
+
+    Of who is listed already only names of files are looked at: a recording may have been added, or an output deleted.
 
     Parameters
     ----------
-    folder : folder of a cohort's status files; who has one is known.
+    folder : folder of a cohort's status files.
     source : ``path`` of the raw data and ``derivatives``.
     wanted : entity → labels of the runs that the cohort uses.
     fmriprep : keys of the section ``fmriprep`` that decide about results.
     names : participants (``sub-01``) or sessions (``sub-01_ses-1``).
     """
     asked = {"source": dict(source), "wanted": dict(wanted), "fmriprep": dict(fmriprep)}
-    derivatives = Path(source["derivatives"])
-    there = [name for name in names if _has_outputs(derivatives, name)]
-    listed = set(finished_before(folder, asked)) & set(there)
-    waiting = [name for name in there if name not in listed and not (folder / f"{name}.json").exists()]
     from semantoks.fmriprep_outputs import read_bids_filter  # here, as below
 
     chosen = read_bids_filter(fmriprep["bids_filter_file"])
-    finished = functools.partial(_is_finished, Path(source["path"]), derivatives, fmriprep, wanted, chosen)
+    place = _Place(folder, Path(source["path"]), Path(source["derivatives"]), frozenset(finished_before(folder, asked)))
+    finished = functools.partial(_is_finished, place, fmriprep["output_spaces"], wanted, chosen)
     with ThreadPoolExecutor(16) as pool:
-        answers = list(tqdm(pool.map(finished, waiting), total=len(waiting), desc="fMRIPrep outputs", disable=None))
-    listed |= {name for name, answer in zip(waiting, answers, strict=True) if answer}
-    write_json_if_changed(folder / NAME, {"asked": asked, "finished": sorted(listed)})
+        answers = list(tqdm(pool.map(finished, names), total=len(names), desc="fMRIPrep outputs", disable=None))
+    listed = sorted(name for name, answer in zip(names, answers, strict=True) if answer)
+    write_json_if_changed(folder / NAME, {"asked": asked, "finished": listed})
 
 
 def finished_before(folder: Path, asked: Mapping[str, Any] | None = None) -> list[str]:
@@ -60,25 +59,29 @@ def finished_before(folder: Path, asked: Mapping[str, Any] | None = None) -> lis
     return list(content["finished"]) if asked is None or content["asked"] == asked else []
 
 
-def _has_outputs(derivatives: Path, name: str) -> bool:
-    participant, _, session = name.partition("_")
-    return (derivatives / participant / session).is_dir()
+class _Place(NamedTuple):
+    """Folders of a cohort (statuses, raw data, derivatives) and who is listed as finished there."""
+
+    statuses: Path
+    bids: Path
+    derivatives: Path
+    listed: frozenset[str]
 
 
 def _is_finished(
-    bids: Path,
-    derivatives: Path,
-    fmriprep: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-    chosen: Mapping[str, Any],
-    name: str,
+    place: _Place, spaces: Sequence[str], wanted: Mapping[str, Any], chosen: Mapping[str, Any], name: str
 ) -> bool:
-    from semantoks.fmriprep_outputs import Target, problems  # with nibabel, which jobs need not wait for
+    from semantoks.fmriprep_outputs import Target, missing_files, problems  # with nibabel, which jobs need not wait for
 
     participant, _, session = name.partition("_")
     labels = participant.removeprefix("sub-"), session.removeprefix("ses-") or None
-    target = Target(*labels, tuple(fmriprep["output_spaces"]), chosen, wanted)
+    target = Target(*labels, tuple(spaces), chosen, wanted)
+    known = name in place.listed
+    begun = (place.derivatives / participant / session).is_dir()
+    if not begun or (not known and (place.statuses / f"{name}.json").exists()):
+        return False
+    look = missing_files if known else problems
     try:
-        return not problems(derivatives, bids, target)
+        return not look(place.derivatives, place.bids, target)
     except UserError:  # its own job says what is wrong
         return False

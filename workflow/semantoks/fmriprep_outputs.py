@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 import functools
 import gzip
+import itertools
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +20,11 @@ import yaml
 
 from semantoks.errors import UserError
 from semantoks.files import read_json
+from semantoks.output_spaces import volumes
 from semantoks.recordings import entity_fits
 
 OUTPUTS = Path(__file__).resolve().parents[2] / "resources" / "fmriprep_outputs.yaml"
-_SURFACES = {"fsaverage", "fsaverage5", "fsaverage6", "fsnative", "fsLR"}
-"""Output spaces of which fMRIPrep writes no volumes."""
+_READ_FOLDERS = ("anat", "func", "fmap")
 _ENTITY_OF_QUERY = {
     "acquisition": "acq",
     "ceagent": "ce",
@@ -84,13 +86,44 @@ def raw_runs(bids: Path, target: Target) -> list[str]:
     wanted = target.bids_filter.get("bold", {})
     runs = set()
     for path in folder.rglob("func/*_bold.nii*"):
-        entities = dict(part.split("-", 1) for part in path.name.split("_")[:-1] if "-" in part)
+        entities = _entities(path)
         if entities.get("part") == "phase" or (target.session and entities.get("ses") != target.session):
             continue
         used = all(entity_fits(entities.get(entity), labels) for entity, labels in target.wanted.items())
         if used and all(_fits(entities, query, value) for query, value in wanted.items()):
             runs.add(re.sub(r"_echo-[A-Za-z0-9]+", "", path.name.rsplit("_bold", 1)[0]))
     return sorted(runs)
+
+
+def input_files(bids: Path, target: Target) -> list[Path]:
+    """Images and sidecars that fMRIPrep reads of the target, and folders that are links; links to nothing among them.
+
+    As fMRIPrep does, only ``anat``, ``func`` and ``fmap`` are looked into (and what lies beside the folders), only in
+    the target's session, and of BOLD runs those that the filter leaves in.
+    """
+    participant = bids / f"sub-{target.participant}"
+    sessions = [participant / f"ses-{target.session}"] if target.session else participant.glob("ses-*")
+    found = []
+    for parent in (participant, *sessions):
+        folders = [parent / kind for kind in _READ_FOLDERS]
+        inside = itertools.chain.from_iterable(folder.glob("*") for folder in (parent, *folders))
+        found += [path for path in inside if path.name.endswith((".nii", ".nii.gz", ".json"))]
+        found += [folder for folder in (parent, *folders) if folder.is_symlink()]
+    return sorted(path for path in found if _is_read(path, target))
+
+
+def _is_read(path: Path, target: Target) -> bool:
+    """Whether the filter and the session leave a file in."""
+    entities = _entities(path)
+    if target.session and entities.get("ses", target.session) != target.session:
+        return False
+    is_bold = path.name.split(".")[0].endswith("_bold")
+    queries = target.bids_filter.get("bold", {}) if is_bold else {}
+    return all(_fits(entities, query, value) for query, value in queries.items())
+
+
+def _entities(path: Path) -> dict[str, str]:
+    return dict(part.split("-", 1) for part in path.name.split("_")[:-1] if "-" in part)
 
 
 def problems(derivatives: Path, bids: Path, target: Target) -> list[str]:
@@ -104,6 +137,21 @@ def problems(derivatives: Path, bids: Path, target: Target) -> list[str]:
         for run in raw_runs(bids, target)
         for problem in _nearest_layout(_func_folder(derivatives, target, run), run, target)[1]
     ]
+
+
+def missing_files(derivatives: Path, bids: Path, target: Target) -> list[str]:
+    """Names that no file answers to, of what a finished participant would have; contents are not looked at."""
+    missing = []
+    for run in raw_runs(bids, target):
+        folder = _func_folder(derivatives, target, run)
+        least = None
+        for files in _layouts():
+            absent = [name for name, paths in _expected(folder, run, target.spaces, files) if not paths]
+            least = absent if least is None or len(absent) < len(least) else least
+            if not least:
+                break
+        missing += least or []
+    return missing
 
 
 def expected_files(derivatives: Path, bids: Path, target: Target) -> list[Path]:
@@ -160,9 +208,9 @@ def _fits(entities: Mapping[str, str], query: str, value: Any) -> bool:
 
 def _expected(folder: Path, run: str, spaces: Sequence[str], files: Sequence[str]) -> Iterator[tuple[str, list[Path]]]:
     """Every name that a layout asks for, and the files that answer to it."""
-    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    present = sorted(os.listdir(folder)) if folder.is_dir() else []
     for file in files:
-        for space in _volume_spaces(spaces) if "{space}" in file else [""]:
+        for space in [volume.pattern for volume in volumes(spaces)] if "{space}" in file else [""]:
             wanted = file.format(run=run, space=space)
             yield wanted, [folder / name for name in present if fnmatch.fnmatchcase(name, wanted)]
 
@@ -184,17 +232,6 @@ def _run_problems(folder: Path, run: str, spaces: Sequence[str], files: Sequence
                 yield f"{path.name} is {damage}"
             elif len(shape) == 4:
                 frames = shape[3]
-
-
-def _volume_spaces(spaces: Sequence[str]) -> list[str]:
-    """Spaces as patterns of file names: ``MNI152NLin6Asym_res-2``; without a resolution any, or none, is written."""
-    patterns = []
-    for space in spaces:
-        template, *modifiers = space.split(":")
-        resolution = [modifier for modifier in modifiers if modifier.startswith("res-")]
-        if template not in _SURFACES:
-            patterns.append(f"{template}_{resolution[0]}" if resolution else f"{template}*")
-    return patterns
 
 
 def _shape_or_damage(path: Path) -> tuple[tuple[int, ...], str | None]:
