@@ -117,6 +117,45 @@ def test_stray_and_known_empty_labels_can_be_declared(tmp_path: Path, image: str
     assert written["voxels"].tolist()[-1] == "0"
 
 
+def test_a_stray_label_inside_an_image_without_table_can_be_dropped(tmp_path: Path, image: str) -> None:
+    folder = make(tmp_path, image=image, drop_labels=[3])
+    written = read_text_table(folder / "labels.tsv")
+    assert written["index"].tolist() == ["1", "2", "4", "5"], "the others keep their numbers in the image"
+    assert written["name"].tolist() == ["boxes_1", "boxes_2", "boxes_4", "boxes_5"]
+    stored, _ = read_label_image(folder / "atlas.nii.gz")
+    labels = synthetic.atlas_labels()
+    np.testing.assert_array_equal(stored, np.where(labels == 3, 0, labels))
+    write_label_image(image, np.where(labels == 4, 90, labels), synthetic.affine())
+    with pytest.raises(UserError, match="found 1 to 90 without 4; renumber"):
+        make(tmp_path, image=image, drop_labels=[3])
+    with pytest.raises(UserError, match="found 1 to 5 without 4; renumber"):
+        make(tmp_path, image=image, drop_labels=[90, 3])
+    assert len(read_text_table(make(tmp_path, image=image, drop_labels=[90, 5]) / "labels.tsv")) == 3
+
+
+def test_a_dropped_parcel_of_a_table_leaves_its_number_free(tmp_path: Path, image: str) -> None:
+    written = read_text_table(make(tmp_path, image=image, labels=table(tmp_path, FIVE), drop_labels=[2]) / "labels.tsv")
+    assert written[["index", "name"]].values.tolist() == [["1", "a"], ["3", "c"], ["4", "d"], ["5", "e"]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"drop_labels": [7, 8]},
+            r"key 'atlas.drop_labels': expected labels of .*labels.tsv, found 7, 8, which it lacks",
+        ),
+        ({"empty_labels": [9]}, r"key 'atlas.empty_labels': expected labels of .*labels.tsv, found 9, which it lacks"),
+        ({"drop_labels": [1, 2, 3, 4, 5]}, r"key 'atlas.drop_labels': expected some labels to be left of 5, found all"),
+    ],
+)
+def test_declared_labels_that_change_nothing_or_everything_are_errors(
+    tmp_path: Path, image: str, keys: dict[str, list[int]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make(tmp_path, image=image, labels=table(tmp_path, FIVE), **keys)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -33,13 +33,13 @@ def atlas(folder: Path, names: list[str]) -> Path:
 
 
 def import_cohort(
-    tmp_path: Path, settings: dict, names: list[str], band_pass: Sequence | None = (0.01, 0.1)
+    tmp_path: Path, settings: dict, names: list[str], band_pass: Sequence | None = (0.01, 0.1), detrend: bool = True
 ) -> pd.DataFrame:
     """Run index and import of the whole cohort as the workflow does."""
     update_batches(settings, tmp_path / "batches", 1000)
     batch, index = tmp_path / "batches/part-0001.tsv", tmp_path / "index.parquet"
     index_main(["--settings", json.dumps(settings), "--batch", str(batch), "--output", str(index)])
-    stage = json.dumps({"cohort": settings, "band_pass": band_pass})
+    stage = json.dumps({"cohort": settings, "band_pass": band_pass, "detrend": detrend})
     output = tmp_path / "part-0001.parquet"
     paths = [
         "--index",
@@ -69,31 +69,40 @@ def test_what_was_done_is_not_done_twice_and_what_was_not_is_done():
     time = np.arange(200) * 2.0
     slow, middle, fast = (np.sin(2 * np.pi * f * time) for f in (0.002, 0.05, 0.2))
     bold = (slow + middle + fast)[None]
-    untouched = clean_imported(bold, 2.0, {"band_pass": [0.01, 0.1]}, (0.01, 0.1))
+    untouched = clean_imported(bold, 2.0, {"band_pass": [0.01, 0.1]}, (0.01, 0.1), True)
     expected = signal.detrend(bold, axis=1)
     np.testing.assert_allclose(untouched, expected, atol=1e-5)
-    filtered = clean_imported(bold, 2.0, {"band_pass": None}, (0.01, 0.1))
+    filtered = clean_imported(bold, 2.0, {"band_pass": None}, (0.01, 0.1), True)
     np.testing.assert_allclose(filtered[0, 30:-30], middle[30:-30], atol=0.15)
+
+
+def test_trends_stay_where_they_are_not_to_be_removed(tmp_path):
+    values = np.random.default_rng(0).normal(size=(3, 40)) + np.arange(40) + 100
+    settings = text_files(tmp_path / "ts", values, ["a", "b", "c"])
+    kept = import_cohort(tmp_path, settings, ["a", "b", "c"], detrend=False).loc["01"]
+    np.testing.assert_allclose(bold_of(kept, 3), values, rtol=1e-6)
+    removed = import_cohort(tmp_path, settings, ["a", "b", "c"], detrend=True).loc["01"]
+    np.testing.assert_allclose(bold_of(removed, 3), signal.detrend(values, axis=1), atol=1e-4)
 
 
 def test_constant_and_missing_rois_are_parcels_without_data():
     bold = np.random.default_rng(0).normal(size=(4, 50))
     bold[1], bold[2] = 0.0, np.nan
-    result = clean_imported(bold, 2.0, DONE, (0.01, 0.1))
+    result = clean_imported(bold, 2.0, DONE, (0.01, 0.1), True)
     assert np.isnan(result).all(axis=1).tolist() == [False, True, True, False]
     with pytest.raises(ValueError, match="no ROI with data"):
-        clean_imported(bold[1:3], 2.0, DONE, (0.01, 0.1))
+        clean_imported(bold[1:3], 2.0, DONE, (0.01, 0.1), True)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_throughout_is_a_parcel_without_data_and_in_some_frames_a_reason(value):
     bold = np.random.default_rng(0).normal(size=(4, 50))
     bold[1] = value
-    result = clean_imported(bold, 2.0, DONE, (0.01, 0.1))
+    result = clean_imported(bold, 2.0, DONE, (0.01, 0.1), True)
     assert np.isnan(result).all(axis=1).tolist() == [False, True, False, False]
     bold[0, 3] = value
     with pytest.raises(ValueError, match="NaN or infinity in some frames of 1 of 4 ROIs"):
-        clean_imported(bold, 2.0, DONE, (0.01, 0.1))
+        clean_imported(bold, 2.0, DONE, (0.01, 0.1), True)
 
 
 def test_padding_is_left_behind_and_planted_values_stay_with_their_roi(tmp_path):

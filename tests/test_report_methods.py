@@ -112,9 +112,18 @@ def test_imported_series_that_were_filtered_before_are_not_said_to_be_filtered_a
     before, here = IMPORTED[band, done]
     cohort = {"already_done": {"band_pass": done}}
     said = {"study": {"source": "hdf5", "tasks": None, **cohort}}
-    file = ("study", made("import_timeseries", {"band_pass": band, "cohort": cohort}))
+    file = ("study", made("import_timeseries", {"band_pass": band, "detrend": True, "cohort": cohort}))
     paragraphs = methods([file], said, Inputs(tmp_path, []))
     assert paragraphs == [f"Recordings of the cohort study came as time series extracted elsewhere{before}.", here]
+
+
+def test_trends_that_were_left_in_imported_series_are_not_said_to_be_removed() -> None:
+    settings = {"band_pass": (0.01, 0.1), "detrend": False, "cohort": {"already_done": {"band_pass": None}}}
+    files = [("study", made("import_timeseries", settings))]
+    inputs = Inputs(Path(), [])
+    assert methods(files, {}, inputs) == [f"The imported time series were filtered at 0.01–0.1 Hz {BUTTERWORTH}."]
+    settings["band_pass"] = None
+    assert methods(files, {}, inputs) == []
 
 
 @pytest.mark.parametrize(

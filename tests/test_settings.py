@@ -74,6 +74,18 @@ MISTAKES = {
         {"probe": {"protocols": ["learning-curve"]}},
         r"key 'probe.protocols': expected random or leave-site-out, too, found learning-curve alone",
     ),
+    "labels to drop of a known atlas": (
+        {"atlas": {"name": "cc200", "drop_labels": [3]}},
+        r"own.yaml: key 'atlas.drop_labels': expected none without 'image' or 'labels' .* found \[3\]; remove",
+    ),
+    "empty labels of a known atlas": (
+        {"atlas": {"name": "cc200", "empty_labels": [3]}},
+        r"key 'atlas.empty_labels': expected none without 'image' and 'labels' .* found \[3\]",
+    ),
+    "empty labels without a table": (
+        {"atlas": {"name": "own", "image": "own.nii.gz", "empty_labels": [3]}},
+        r"key 'atlas.empty_labels': expected none without 'image' and 'labels'",
+    ),
     "no such cohort": ({"cohorts": ["abide1_cc20"]}, r"found none at .*abide1_cc20.yaml; did you mean 'abide1_cc200"),
     "variable not set": (
         {"atlas": {"name": "own", "image": "${SEMANTOKS_NO_SUCH}/a.nii.gz"}},

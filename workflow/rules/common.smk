@@ -207,6 +207,7 @@ def parcellate_settings(wildcards):
             {
                 "cohort": json.loads(cohort.json(RECORDING_KEYS)),
                 "band_pass": section["band_pass"],
+                "detrend": section["detrend"],
             }
         )
     return settings.json("parcellate")

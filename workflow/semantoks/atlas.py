@@ -98,25 +98,50 @@ def _read_atlas(settings: AtlasSettings) -> Atlas:
     labels = affine = None
     if settings.image is not None:
         labels, affine = read_label_image(settings.image)
-        labels = np.where(np.isin(labels, settings.drop_labels), 0, labels).astype(np.int32)
     if settings.labels is not None:
         table = read_label_table(settings.labels)
         check_labels(table, settings.labels)
         check_order(settings.image, table["name"].tolist(), settings.labels)
-        table = table[~table["index"].isin(settings.drop_labels)].reset_index(drop=True)
     elif labels is not None:
         index = np.unique(labels[labels > 0])
         if not len(index):
             raise UserError(f"{settings.image}: expected labels, found no voxel above 0")
         table = pd.DataFrame({"index": index, "name": [f"{settings.name}_{i}" for i in index]})
-        check_labels(table, str(settings.image))
+        check_labels(table[~table["index"].isin(settings.drop_labels)], str(settings.image), settings.drop_labels)
     else:
         raise UserError(
             f"atlas {settings.name!r}: expected 'image', 'labels' or both, found neither; give them, or use a name "
             "that the workflow knows, e.g. 'schaefer400-tian3-buckner7' (docs/atlases.md)"
         )
+    check_declared(settings, table, labels)
+    table = table[~table["index"].isin(settings.drop_labels)].reset_index(drop=True)
+    if labels is not None:
+        labels = np.where(np.isin(labels, settings.drop_labels), 0, labels).astype(np.int32)
     files = [path for path in (settings.image, settings.labels) if path is not None]
     return Atlas(table, labels, affine, {Path(path).name: sha256(path) for path in files})
+
+
+def check_declared(settings: AtlasSettings, table: pd.DataFrame, labels: Labels | None) -> None:
+    """Check that the labels to drop, and those declared empty, are labels of the table or (to drop) of the image.
+
+    Raises
+    ------
+    UserError
+        Naming the key and the labels that are not there, or that none would be left.
+    """
+    of_table = set(table["index"].tolist())
+    of_image = set() if labels is None else set(np.unique(labels).tolist())
+    for key, declared, known in (
+        ("drop_labels", settings.drop_labels, of_table | of_image),
+        ("empty_labels", settings.empty_labels, of_table - set(settings.drop_labels)),
+    ):
+        if strangers := sorted(set(declared) - known):
+            raise UserError(
+                f"key 'atlas.{key}': expected labels of {settings.labels or settings.image}, found "
+                f"{_some(strangers)}, which it lacks; correct the key"
+            )
+    if of_table <= set(settings.drop_labels):
+        raise UserError(f"key 'atlas.drop_labels': expected some labels to be left of {len(table)}, found all dropped")
 
 
 def check_image(table: pd.DataFrame, labels: Labels, empty: Sequence[int], where: str) -> None:

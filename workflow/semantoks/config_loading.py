@@ -87,9 +87,22 @@ def check_settings(settings: Settings, where: str) -> None:
             f"{where}: key 'probe.protocols': expected random or leave-site-out, too, found learning-curve alone; the "
             "table of results has no other rows"
         )
+    _check_labels_of_atlas(settings.values["atlas"], where)
     _check_encoders(settings, names, where)
     _check_inductive(settings, where)
     _check_freesurfer_folder(settings, where)
+
+
+def _check_labels_of_atlas(atlas: Mapping[str, Any], where: str) -> None:
+    """Refuse labels to drop, or to be empty, of an atlas that is made from its sources: they would change nothing."""
+    own = bool(atlas["image"] or atlas["labels"])
+    for key, needed in (("drop_labels", own), ("empty_labels", atlas["image"] and atlas["labels"])):
+        if atlas[key] and not needed:
+            which = "'image' or 'labels'" if key == "drop_labels" else "'image' and 'labels'"
+            raise UserError(
+                f"{where}: key 'atlas.{key}': expected none without {which} of an atlas of your own, found "
+                f"{atlas[key]}; remove the key, or give {which}"
+            )
 
 
 def _check_encoders(settings: Settings, names: Sequence[str], where: str) -> None:

@@ -30,7 +30,7 @@ Reader = Callable[[Mapping[str, Any]], NDArray[np.float32]]
 
 
 def clean_imported(
-    bold: NDArray[np.floating], tr: float, already_done: Mapping[str, Any], band_pass: Band
+    bold: NDArray[np.floating], tr: float, already_done: Mapping[str, Any], band_pass: Band, remove_trend: bool
 ) -> NDArray[np.float32]:
     """Do what was not done yet to an imported recording.
 
@@ -40,6 +40,7 @@ def clean_imported(
     tr : seconds.
     already_done : the cohort's declaration, keys ``band_pass`` and ``z_score``.
     band_pass : pass-band in Hz to apply when none was.
+    remove_trend : remove mean and linear trend.
 
     Returns
     -------
@@ -60,7 +61,7 @@ def clean_imported(
         raise ValueError("no ROI with data: all are constant, NaN or infinite")
     result = np.full(bold.shape, np.nan, dtype=np.float32)
     band = (None, None) if already_done["band_pass"] else band_pass
-    result[with_data] = signals.clean(bold[with_data], tr, pass_band=band)
+    result[with_data] = signals.clean(bold[with_data], tr, pass_band=band, remove_trend=remove_trend)
     return result
 
 
@@ -153,7 +154,7 @@ def _check_names(found: Sequence[str | None], labels: pd.DataFrame) -> None:
 
 
 def import_batch(
-    rows: pd.DataFrame, cohort: Mapping[str, Any], labels: pd.DataFrame, atlas: str, band_pass: Band
+    rows: pd.DataFrame, cohort: Mapping[str, Any], labels: pd.DataFrame, atlas: str, band_pass: Band, remove_trend: bool
 ) -> list[dict[str, Any]]:
     """Rows of the time-series table for the recordings of one batch; unusable ones carry their reason."""
     table = []
@@ -165,7 +166,7 @@ def import_batch(
             record |= {"atlas": atlas, "denoising": _denoising(cohort["already_done"], band_pass)}
             if row["exclude_reason"] is None:
                 try:
-                    bold = clean_imported(read(row), row["tr"], cohort["already_done"], band_pass)
+                    bold = clean_imported(read(row), row["tr"], cohort["already_done"], band_pass, remove_trend)
                     record |= _measures(bold, row["tr"])
                 except Exception as error:  # concerns this recording only: what concerns all was seen before
                     record["exclude_reason"] = _reason(error)
@@ -209,7 +210,7 @@ def _denoising(already_done: Mapping[str, Any], band_pass: Band) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(prog="python -m semantoks.import_timeseries", description=__doc__)
-    parser.add_argument("--settings", type=json.loads, required=True, help="{cohort: …, band_pass: [low, high] in Hz}")
+    parser.add_argument("--settings", type=json.loads, required=True, help="{cohort, band_pass, detrend}, as JSON")
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--batch", required=True)
     parser.add_argument("--atlas", type=Path, required=True, help="folder of the atlas stage")
@@ -221,9 +222,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     atlas = read_json(arguments.atlas / "atlas.json")
     index = read_table(arguments.index)
     rows = index[index["batch"] == arguments.batch]
-    records = import_batch(
-        rows, settings["cohort"], labels, atlas["name"], tuple(settings["band_pass"] or (None, None))
-    )
+    band_pass = tuple(settings["band_pass"] or (None, None))
+    records = import_batch(rows, settings["cohort"], labels, atlas["name"], band_pass, settings["detrend"])
     table = pa.Table.from_pylist(records, schema=SCHEMA)
     further = {"roi_names": labels["name"].tolist(), "atlas": atlas}
     metadata = provenance("import_timeseries", settings, [arguments.atlas / "labels.tsv"], **further)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +200,8 @@ def _without_header(lines: list[str]) -> list[tuple[int, str]]:
     return []
 
 
-def check_labels(table: pd.DataFrame, where: str) -> None:
-    """Check that indices and names are unique, and indices run without gap from 1.
+def check_labels(table: pd.DataFrame, where: str, dropped: Collection[int] = ()) -> None:
+    """Check that indices and names are unique, and indices run without gap from 1, but for those ``dropped``.
 
     Raises
     ------
@@ -216,9 +218,10 @@ def check_labels(table: pd.DataFrame, where: str) -> None:
             f"{where}: expected parcels, whose indices start at 1, found {background.iloc[0]!r} with index 0, which is "
             "the background; delete that row"
         )
-    gaps = sorted(set(range(1, len(table) + 1)) - set(table["index"]))
-    if gaps:
+    known = {*table["index"], *dropped}
+    gap = next(number for number in itertools.count(1) if number not in known)
+    if gap < table["index"].max():
         found = f"{table['index'].min()} to {table['index'].max()}"
         raise UserError(
-            f"{where}: expected the indices 1 to {len(table)}, found {found} without {gaps[0]}; renumber the labels"
+            f"{where}: expected the indices 1 to {len(table)}, found {found} without {gap}; renumber the labels"
         )

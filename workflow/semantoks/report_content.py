@@ -28,7 +28,7 @@ STAGES = (
 )
 SHOWN_SETTINGS: dict[str, tuple[str, ...] | None] = {
     "parcellate": None,
-    "import_timeseries": ("band_pass",),
+    "import_timeseries": ("band_pass", "detrend"),
     "qc": None,
     "shards": None,
     "embed": None,

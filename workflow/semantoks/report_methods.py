@@ -105,10 +105,14 @@ def _parcellate(one: Mapping[str, Any]) -> str:
 
 
 def _imported(one: Mapping[str, Any]) -> str:
-    text = "Linear trends were removed from the imported time series"
-    done = one["settings"].get("cohort", {}).get("already_done", {}).get("band_pass")
-    band = None if done else _band(one["settings"].get("band_pass"))
-    return f"{text}, which were then filtered {band} ({_FILTER})." if band else f"{text}."
+    settings = one["settings"]
+    trends = "Linear trends were removed from the imported time series" if settings.get("detrend", True) else ""
+    done = settings.get("cohort", {}).get("already_done", {}).get("band_pass")
+    band = None if done else _band(settings.get("band_pass"))
+    if band:
+        what = f"{trends}, which were then" if trends else "The imported time series were"
+        return f"{what} filtered {band} ({_FILTER})."
+    return f"{trends}." if trends else ""
 
 
 def _inclusion(one: Mapping[str, Any]) -> str:
