@@ -118,7 +118,7 @@ def index_row(recording: str = "sub-01_task-rest", **changes: Any) -> dict[str, 
 
 def write_index(path: Path, rows: list[dict[str, Any]]) -> Path:
     """An index table of these rows."""
-    write_table(path, pd.DataFrame(rows), {"stage": "index"})
+    write_table(path, pd.DataFrame(rows), {"stage": "index", "fmriprep_versions": ["25.2.3", None]})
     return path
 
 

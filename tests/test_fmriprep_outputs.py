@@ -74,6 +74,12 @@ def test_version_is_what_the_derivatives_say(tmp_path: Path, description: dict[s
     assert derivatives_version(tmp_path) == "20.1.3"
 
 
+@pytest.mark.parametrize("description", [{"GeneratedBy": None}, {"PipelineDescription": {"Name": "fMRIPrep"}}])
+def test_a_description_without_version_tells_none(tmp_path: Path, description: dict[str, Any]) -> None:
+    (tmp_path / "dataset_description.json").write_text(json.dumps(description))
+    assert derivatives_version(tmp_path) is None
+
+
 def test_every_damage_is_named(run: Runner, tmp_path: Path, bids: Path) -> None:
     run("success")
     func = tmp_path / "out" / "sub-01" / "func"

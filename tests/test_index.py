@@ -272,6 +272,34 @@ def test_what_a_failed_fmriprep_left_is_not_used(tmp_path, session, status, reas
     assert index_of(settings, told)["exclude_reason"].tolist() == reasons
 
 
+def test_the_versions_of_fmriprep_are_those_of_the_participants(tmp_path):
+    for participant in ("01", "02", "03"):
+        raw(tmp_path / "raw", f"sub-{participant}_task-rest")
+        derivative(tmp_path / "out", f"sub-{participant}_task-rest")
+    settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
+    told = []
+    for participant, status, version in (("01", "done", "24.1.1"), ("02", "failed", "23.0.0"), ("03", "done", None)):
+        told.append(tmp_path / f"sub-{participant}.json")
+        ended = {"participant": participant, "session": None, "status": status, "reason": "x", "version": version}
+        told[-1].write_text(json.dumps(ended))
+    statuses = [str(path) for path in told]
+    assert versions_of(tmp_path, settings, "--fmriprep-status", *statuses) == ["24.1.1", None]
+    description = {"GeneratedBy": [{"Name": "fMRIPrep", "Version": "25.2.3"}]}
+    (tmp_path / "out/dataset_description.json").write_text(json.dumps(description))
+    assert versions_of(tmp_path, settings, "--fmriprep-status", *statuses) == ["24.1.1", "25.2.3"]
+    assert versions_of(tmp_path, fmriprep(tmp_path / "out")) == ["25.2.3"]
+
+
+def versions_of(tmp_path, settings, *arguments):
+    """What the index of the only batch says in its metadata."""
+    folder = tmp_path / f"batches-{settings['source']['type']}"
+    update_batches(settings, folder, 1000)
+    output = tmp_path / "index.parquet"
+    batch = ["--batch", str(folder / "part-0001.tsv"), "--output", str(output)]
+    main(["--settings", json.dumps(settings), *batch, *arguments])
+    return read_metadata(output)["fmriprep_versions"]
+
+
 def test_sites_and_motion_come_from_the_participants_table(tmp_path):
     for participant in ("01", "02", "03"):
         derivative(tmp_path / "d", f"sub-{participant}_task-rest")

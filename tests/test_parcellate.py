@@ -425,6 +425,7 @@ def test_one_broken_recording_leaves_its_batch_alone(random: np.random.Generator
     assert metadata["roi_names"] == NAMES
     assert metadata["atlas"]["name"] == "boxes"
     assert "motion parameters" in metadata["strategy"]["description"]
+    assert metadata["fmriprep_versions"] == ["25.2.3", None], "as the index says"
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 

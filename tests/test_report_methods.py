@@ -38,7 +38,7 @@ def test_the_methods_text_says_what_the_settings_say(tmp_path: Path) -> None:
         ("study", made("shards", {"tr": 2.0})),
     )
     for words in (
-        "Recordings of the cohort study (rest) came as derivatives of fMRIPrep (Esteban et al. 2019).",
+        "Recordings of the cohort study (rest) came as derivatives of fMRIPrep of unknown version (Esteban et al.",
         "parcels covered less than 50% were taken as missing",
         "Denoising (24P): Six motion parameters are regressed (Friston et al. 1996; Murphy and Fox 2017). Linear",
         "Linear trends were removed, signals and confounds were filtered alike at 0.01–0.1 Hz",
@@ -50,6 +50,24 @@ def test_the_methods_text_says_what_the_settings_say(tmp_path: Path) -> None:
     assert text.count("were excluded when") == 1
     other = methods_of(tmp_path, ("study", made("parcellate", cleaned | {"band_pass": None}, strategy=strategy)))
     assert "filtered" not in other
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        ([["25.2.3"], ["25.2.3"]], "fMRIPrep 25.2.3 (Esteban"),
+        ([["24.1.1", "25.2.3"], ["20.2.7"]], "fMRIPrep 20.2.7, 24.1.1 and 25.2.3 (Esteban"),
+        ([["25.2.3"], [None]], "fMRIPrep 25.2.3 and another version that is unknown (Esteban"),
+        ([[None], []], "fMRIPrep of unknown version (Esteban"),
+    ],
+)
+def test_the_versions_of_fmriprep_are_those_that_made_the_recordings(
+    tmp_path: Path, batches: list[list[str | None]], said: str
+) -> None:
+    strategy = {"name": "none", "description": "Nothing is regressed."}
+    files = [("study", made("parcellate", {}, strategy=strategy, fmriprep_versions=versions)) for versions in batches]
+    assert said in methods_of(tmp_path, *files)
+    assert "fMRIPrep of unknown version" in methods_of(tmp_path, ("other", files[0][1]))
 
 
 BUTTERWORTH = "(Butterworth, order 5, both directions)"

@@ -181,13 +181,17 @@ def _nearest_layout(folder: Path, run: str, target: Target) -> tuple[list[str], 
 
 
 def derivatives_version(derivatives: Path) -> str | None:
-    """fMRIPrep's version as its ``dataset_description.json`` tells it (``PipelineDescription`` before 20.2)."""
+    """fMRIPrep's version as its ``dataset_description.json`` tells it (``PipelineDescription`` before 20.2).
+
+    None where the file is missing or does not tell it.
+    """
     path = derivatives / "dataset_description.json"
     if not path.is_file():
         return None
     description = read_json(path)
-    candidates = [*description.get("GeneratedBy", []), description.get("PipelineDescription", {})]
-    return next((str(c["Version"]) for c in candidates if str(c.get("Name", "")).lower() == "fmriprep"), None)
+    candidates = [*(description.get("GeneratedBy") or []), description.get("PipelineDescription") or {}]
+    versions = [one.get("Version") for one in candidates if str(one.get("Name", "")).lower() == "fmriprep"]
+    return next((str(version) for version in versions if version), None)
 
 
 def _fits(entities: Mapping[str, str], query: str, value: Any) -> bool:

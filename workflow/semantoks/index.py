@@ -19,6 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 from semantoks.batches import read_batch
 from semantoks.errors import UserError, run_command
 from semantoks.files import KEY, provenance, read_json, read_tables, write_table
+from semantoks.fmriprep_outputs import derivatives_version
 from semantoks.hdf5_source import FramesOf, number_per_recording, open_hdf5
 from semantoks.imported_recordings import hdf5_positions
 from semantoks.parcel_means import DAMAGED, fast_gzip
@@ -53,6 +54,25 @@ def build_index(cohort: Mapping[str, Any], listing: pd.DataFrame, status_files: 
     text = [column for column in COLUMNS if column not in ("tr", "n_frames", "mean_fd")]
     index[text] = index[text].astype(object).where(index[text].notna(), None)
     return index[COLUMNS].sort_values("recording_id", ignore_index=True)
+
+
+def fmriprep_versions(
+    index: pd.DataFrame, cohort: Mapping[str, Any], status_files: Sequence[Path] = ()
+) -> list[str | None]:
+    """Versions of fMRIPrep that made the usable recordings of an index, None among them where nothing tells it.
+
+    A participant's status file says what the derivatives said when the participant was done, so that later ones by
+    another version do not hide it; without one it is what they say now. Imported time series have none.
+    """
+    source = cohort["source"]
+    if source["type"] not in ("bids", "fmriprep"):
+        return []
+    now = derivatives_version(Path(source["derivatives"] if source["type"] == "bids" else source["path"]))
+    told = {(one["participant"], one["session"]): one.get("version") for one in map(read_json, status_files)}
+    used = index[index["exclude_reason"].isna()]
+    keys = zip(used["participant_id"], used["session_id"], strict=True)
+    found = {told.get((participant, session)) or told.get((participant, None)) or now for participant, session in keys}
+    return sorted(found, key=lambda version: (version is None, version or ""))
 
 
 def join_batches(tables: Sequence[Path]) -> pd.DataFrame:
@@ -256,12 +276,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if (arguments.batch is None) == (arguments.join is None):
         parser.error("give either --batch or --join")
+    further = {}
     if arguments.join:
         index = join_batches(arguments.join)
     else:
         listing = read_batch(arguments.batch).assign(batch=arguments.batch.stem)
         index = build_index(arguments.settings, listing, arguments.fmriprep_status)
-    write_table(arguments.output, index, provenance("index", arguments.settings, arguments.join or [arguments.batch]))
+        further["fmriprep_versions"] = fmriprep_versions(index, arguments.settings, arguments.fmriprep_status)
+    metadata = provenance("index", arguments.settings, arguments.join or [arguments.batch], **further)
+    write_table(arguments.output, index, metadata)
     usable = int(index["exclude_reason"].isna().sum())
     print(f"{arguments.settings['name']}: {len(index)} recordings, {usable} usable so far")
 

@@ -29,7 +29,7 @@ from semantoks.confounds import (
 from semantoks.confounds import read_confounds_sidecar as read_sidecar
 from semantoks.denoise import Strategy, degrees_of_freedom, design, kept_volumes, load_strategy
 from semantoks.errors import UserError, run_command
-from semantoks.files import KEY, provenance, read_json, read_table, read_text_table, write_table
+from semantoks.files import KEY, provenance, read_json, read_metadata, read_table, read_text_table, write_table
 from semantoks.isolation import CrashError, run_isolated
 from semantoks.label_images import on_grid, read_label_image, read_mask_image, share_inside
 from semantoks.parcel_means import (
@@ -362,6 +362,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         roi_names=atlas.roi_names,
         atlas=read_json(arguments.atlas / "atlas.json"),
         template_mask=template,
+        fmriprep_versions=read_metadata(arguments.index).get("fmriprep_versions", []),
         strategy={
             "name": strategy.name,
             "description": strategy.description,

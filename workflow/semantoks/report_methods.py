@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from semantoks.report_content import Inputs
 ATLAS_CITATIONS = Path(__file__).resolve().parents[2] / "resources" / "atlas_citations.tsv"
 _FILTER = "Butterworth, order 5, both directions"
 _SOURCES = {
-    "bids": "were preprocessed with fMRIPrep (Esteban et al. 2019)",
-    "fmriprep": "came as derivatives of fMRIPrep (Esteban et al. 2019)",
+    "bids": "were preprocessed with fMRIPrep {versions} (Esteban et al. 2019)",
+    "fmriprep": "came as derivatives of fMRIPrep {versions} (Esteban et al. 2019)",
     "hdf5": "came as time series extracted elsewhere",
     "files": "came as time series extracted elsewhere",
 }
@@ -32,7 +32,10 @@ def methods(
     inputs : files of the report, for the counts and the atlas.
     """
     found = list(metadata)
-    paragraphs = [_cohort(name, said, inputs) for name, said in cohorts.items()]
+    versions: dict[str, set[str | None]] = {name: set() for name in cohorts}
+    for cohort, one in found:
+        versions.setdefault(cohort, set()).update(one.get("fmriprep_versions", []))
+    paragraphs = [_cohort(name, said, versions[name], inputs) for name, said in cohorts.items()]
     if atlas := _atlas(inputs):
         paragraphs.append(atlas)
     writers = {"parcellate": _parcellate, "import_timeseries": _imported, "qc": _inclusion, "shards": _resampling}
@@ -48,9 +51,10 @@ def methods(
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
-def _cohort(name: str, said: Mapping[str, Any], inputs: Inputs) -> str:
+def _cohort(name: str, said: Mapping[str, Any], versions: Collection[str | None], inputs: Inputs) -> str:
     tasks = said.get("tasks")
-    text = f"Recordings of the cohort {name}{' (' + ', '.join(tasks) + ')' if tasks else ''} {_SOURCES[said['source']]}"
+    source = _SOURCES[said["source"]].format(versions=_versions(versions))
+    text = f"Recordings of the cohort {name}{' (' + ', '.join(tasks) + ')' if tasks else ''} {source}"
     if done := said.get("already_done"):
         band = _band(done.get("band_pass"))
         steps = [f"filtering {band}"] if band else []
@@ -65,6 +69,14 @@ def _cohort(name: str, said: Mapping[str, Any], inputs: Inputs) -> str:
         f"{text}. Of {counts['recordings']} recordings of {counts['participants']} participants, "
         f"{counts['recordings_kept']} recordings of {counts['participants_kept']} participants were kept."
     )
+
+
+def _versions(found: Collection[str | None]) -> str:
+    """Versions of fMRIPrep, to follow its name; None is one that nothing tells."""
+    known = sorted(version for version in found if version)
+    if not known:
+        return "of unknown version"
+    return _listed(known + ["another version that is unknown"] * (None in found))
 
 
 def _atlas(inputs: Inputs) -> str | None:
