@@ -29,7 +29,7 @@ PINNED = (fmriprep, fmriprep_database, fmriprep_prepare)
 """Modules that look up the image's digest."""
 RUNS = ("sub-01_task-rest_run-1", "sub-01_task-rest_run-2")
 
-# What stands in for fMRIPrep: writes the outputs of the runs it finds, then does what FAKE says.
+# What stands in for fMRIPrep: writes FAKE_FURTHER files, the outputs of the runs it finds, then does what FAKE says.
 STAND_IN = f"""#!{sys.executable}
 import os, shutil, signal, sys
 from pathlib import Path
@@ -45,6 +45,9 @@ if "cp" in arguments:  # what an image has of FreeSurfer
 Path(os.environ["FAKE_LOG"]).write_text("\\n".join(arguments))
 bids, derivatives = (Path(path) for path in os.environ["FAKE_FOLDERS"].split(":"))
 behaviour = os.environ["FAKE"]
+for path in (derivatives / name for name in os.environ.get("FAKE_FURTHER", "").split()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{{}}")
 print("260101-10:00:00 nipype.workflow INFO: starting", flush=True)
 def write(only_first=False, cut=False):
     for run in {RUNS!r}[: 1 if only_first else None]:

@@ -31,6 +31,7 @@ def test_success_is_done_and_the_work_folder_goes(run: Runner, tmp_path: Path) -
         "command": status["command"] if status else "",
         "version": None,
         "runs": list(RUNS),
+        "there_before": [],
     }
     assert status["command"].startswith("fmriprep ")
     assert not list((tmp_path / "work").iterdir())
@@ -165,7 +166,7 @@ def test_a_run_that_the_user_stops_is_neither_failed_nor_an_attempt(
         with pytest.raises(SystemExit) as ended:
             run("success")
     assert ended.value.code == 130
-    assert not list((tmp_path / "status").glob("*"))
+    assert [path.name for path in (tmp_path / "status").glob("*")] == ["sub-01.before.json"]
     status = run("success")
     assert status is not None
     assert status["status"] == "done"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -37,13 +38,17 @@ OTHERS = [
 
 
 @pytest.fixture
-def derivatives(tmp_path: Path) -> Path:
-    """What fMRIPrep has written beside the images of the runs."""
-    for name in (*SIDECARS, *REPORTS, *UNUSED, *SURFACES, *OTHERS):
-        path = tmp_path / "out" / name
+def derivatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Derivatives of others; fMRIPrep will write more than the images of the runs."""
+    monkeypatch.setenv("FAKE_FURTHER", " ".join([*SIDECARS, *REPORTS, *UNUSED, *SURFACES]))
+    put(tmp_path / "out", OTHERS)
+    return tmp_path / "out"
+
+
+def put(folder: Path, names: Iterable[str]) -> None:
+    for path in (folder / name for name in names):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
-    return tmp_path / "out"
 
 
 def files(folder: Path) -> set[str]:
@@ -71,6 +76,40 @@ def test_what_was_finished_before_is_never_trimmed(run: Runner, derivatives: Pat
         assert status is not None
         assert status["command"] is None
     assert files(derivatives) == before
+
+
+OWN = [
+    "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",  # fMRIPrep writes it again
+    "sub-01/anat/sub-01_desc-lesion_mask.nii.gz",
+    "sub-01/func/sub-01_task-rest_run-1_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz",
+    "sourcedata/freesurfer/sub-01/mri/brainmask.mgz",
+]
+
+
+@pytest.mark.parametrize("retention", ["used", "none"])
+def test_what_was_there_before_fmriprep_ran_stays(run: Runner, derivatives: Path, retention: str) -> None:
+    """Derivatives in another space, images and reconstructions of the user."""
+    put(derivatives, OWN)
+    status = run("success", retention=retention)
+    assert status is not None
+    assert status["there_before"] == [OWN[2]]
+    assert files(derivatives) == {*USED, *SIDECARS, *REPORTS, *OTHERS, *OWN}
+
+
+def test_what_the_first_attempt_made_goes_after_the_second(run: Runner, derivatives: Path, tmp_path: Path) -> None:
+    put(derivatives, OWN[1:])
+    with pytest.raises(SystemExit):
+        run("memory", "--attempts", "2", retention="used")
+    run("success", "--attempt", "2", "--attempts", "2", retention="used")
+    assert files(derivatives) == {*USED, *SIDECARS, *REPORTS, *OTHERS, *OWN[1:]}
+    assert [path.name for path in (tmp_path / "status").iterdir()] == ["sub-01.json"]
+
+
+def test_what_a_failed_job_left_stays(run: Runner, derivatives: Path) -> None:
+    """The user may have mended it, as reconstructions are mended, before it runs again."""
+    run("crash", retention="used")
+    run("success", retention="used")
+    assert {*UNUSED, *SURFACES} < files(derivatives)
 
 
 @pytest.mark.parametrize("behaviour", ["crash", "half"])
@@ -126,12 +165,22 @@ def test_images_go_with_their_status_when_time_series_are_written(
     assert json.loads((tmp_path / "deleted.json").read_text()) == {"deleted": []}, "nobody with a status"
 
 
+def test_images_that_were_there_before_stay_when_time_series_are_written(
+    run: Runner, derivatives: Path, tmp_path: Path
+) -> None:
+    put(derivatives, [USED[0], SIDECARS[1]])
+    run("success", retention="none")
+    main(tables(tmp_path, derivatives, [None, None]))
+    assert files(derivatives) == {USED[0], SIDECARS[1], *REPORTS, *OTHERS}
+
+
 @pytest.mark.parametrize("why", ["finished before", "failed", "outside"])
 def test_images_stay_when_another_made_them(run: Runner, derivatives: Path, tmp_path: Path, why: str) -> None:
     run("success", retention="none")
     status = tmp_path / "status/sub-01.json"
     content = json.loads(status.read_text())
-    changes = {"finished before": {"command": None}, "failed": {"status": "failed"}, "outside": {}}
+    not_run = {"command": None, "there_before": None}
+    changes = {"finished before": not_run, "failed": {"status": "failed"}, "outside": {}}
     status.write_text(json.dumps(content | changes[why]))
     before = files(derivatives)
     words = tables(tmp_path, derivatives, [None, None])

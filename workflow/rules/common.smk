@@ -26,6 +26,7 @@ from semantoks.container_binds import container_binds
 from semantoks.errors import UserError, disk_error
 from semantoks.files import write_json_if_changed
 from semantoks.fmriprep_finished import finished_before, update_finished
+from semantoks.fmriprep_sharing import check_sharing
 from semantoks.launch import training_resources
 from semantoks.qc_accept import check_accepted
 from semantoks.config_loading import load_settings
@@ -70,6 +71,7 @@ try:
                     settings.fmriprep_deciding,
                     list(recordings_by_target(folder, settings.section("fmriprep")["per_session"])),
                 )
+        check_sharing(settings)
 except (UserError, OSError) as error:
     message = error if isinstance(error, UserError) else disk_error(error)
     if message is None:

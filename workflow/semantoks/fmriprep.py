@@ -1,6 +1,7 @@
 """Stage ``fmriprep``: preprocess one participant with fMRIPrep, and say in a status file how it ended.
 
-Whoever is finished already is recognised by the outputs and not run again. What fMRIPrep made is never deleted.
+Whoever is finished already is recognised by the outputs and not run again. What fMRIPrep made is never deleted, unless
+``retention`` asks for it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from semantoks.fmriprep_database import knows
 from semantoks.fmriprep_outputs import Target, derivatives_version, input_files, problems, raw_runs, read_bids_filter
 from semantoks.fmriprep_prepare import check_ready, licence_file, prepare, subjects_folder
 from semantoks.fmriprep_process import Ended, end_containers, run_and_show, secret_variables
-from semantoks.fmriprep_retention import keep_used
+from semantoks.fmriprep_retention import keep_used, there_before
 
 _DID_NOT_START = {125, 126, 127}
 """Exit codes of engines that could not start the image, and of fMRIPrep without a valid licence or its tools."""
@@ -50,7 +51,7 @@ def preprocess(
     settings: FmriprepSettings,
     job: Job,
     attempt: Attempt,
-    journal: Path,
+    status_file: Path,
     run: Callable[[list[str], Mapping[str, str | None]], Ended],
     prepared: bool = True,
 ) -> dict[str, Any]:
@@ -58,7 +59,8 @@ def preprocess(
 
     Parameters
     ----------
-    journal : file that is there while fMRIPrep runs: who finds it knows that an attempt never came to its end.
+    status_file : where the caller will write it. Beside it ``.attempt.json`` is there while fMRIPrep runs: who finds it
+        knows that an attempt never came to its end.
     run : executes a command with further environment variables (None: without).
     prepared : whether templates and ``fsaverage`` are known to be ready; else they are made ready now.
 
@@ -72,6 +74,7 @@ def preprocess(
     """
     if not raw_runs(job.bids, job.target):
         return _status(job, "failed", "no BOLD run fits the participant, session, tasks, entities and filter")
+    journal = status_file.with_suffix(".attempt.json")
     killed = read_json(journal) if journal.is_file() else None
     if not problems(job.derivatives, job.bids, job.target):
         journal.unlink(missing_ok=True)
@@ -93,18 +96,26 @@ def preprocess(
     for folder in (job.derivatives, job.work, job.work / "home", job.work / "tmp"):
         folder.mkdir(parents=True, exist_ok=True)
     end_containers(settings.engine, job.work)
+    subjects = None if settings.freesurfer_folder else subjects_folder(settings, job.derivatives)
+    earlier = there_before(_record(status_file), job.derivatives, job.target, subjects)
     write_json(journal, {"last": attempt.last, "slurm_job": os.environ.get("SLURM_JOB_ID")})
     ended = run(command, variables)
     end_containers(settings.engine, job.work)
     journal.unlink()
     status = _judge(ended, job, attempt, shlex.join(command))
-    if status["status"] == "done" and settings.retention != "all":
-        subjects = None if settings.freesurfer_folder else subjects_folder(settings, job.derivatives)
-        deleted = keep_used(job.derivatives, job.bids, job.target, subjects)
-        print(f"retention {settings.retention!r}: {len(deleted)} files of {job.target.name} deleted")
+    if status["status"] == "done":
+        status["there_before"] = _keep(settings, job, subjects, earlier)
     if settings.after_command and run(*_own_command(settings.after_command, job)).code:
         print(f"key 'fmriprep.after_command' failed for {job.target.name}; its result stands", file=sys.stderr)
     return status
+
+
+def _keep(settings: FmriprepSettings, job: Job, subjects: Path | None, earlier: set[Path]) -> list[str]:
+    """Delete of a finished target what ``retention`` does not keep; what of its runs was there before, relative."""
+    if settings.retention != "all":
+        deleted = keep_used(job.derivatives, job.bids, job.target, subjects, earlier)
+        print(f"retention {settings.retention!r}: {len(deleted)} files of {job.target.name} deleted")
+    return sorted(str(path.relative_to(job.derivatives)) for path in earlier if path.parent.name == "func")
 
 
 def _own_command(line: str, job: Job) -> tuple[list[str], dict[str, str]]:
@@ -164,7 +175,10 @@ def _linked_folders(job: Job) -> list[Path]:
 
 
 def _status(job: Job, status: str, reason: str | None, command: str | None = None) -> dict[str, Any]:
-    """Content of the status file; ``command`` is what was run, ``version`` what the derivatives say."""
+    """Content of the status file; ``command`` is what was run, ``version`` what the derivatives say.
+
+    ``there_before`` is for runs of the target that were there before fMRIPrep ran; null where it did not finish it.
+    """
     return {
         "participant": job.target.participant,
         "session": job.target.session,
@@ -173,7 +187,13 @@ def _status(job: Job, status: str, reason: str | None, command: str | None = Non
         "command": command,
         "version": derivatives_version(job.derivatives),
         "runs": raw_runs(job.bids, job.target),
+        "there_before": None,
     }
+
+
+def _record(status_file: Path) -> Path:
+    """What was there before the first attempt; it goes when the status is written."""
+    return status_file.with_suffix(".before.json")
 
 
 def _scheduler_state(slurm_job: str | None) -> str:
@@ -244,8 +264,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepared = arguments.prepared is None or read_json(arguments.prepared)["problem"] is None
     attempt = Attempt(arguments.attempt, arguments.attempts)
     run = functools.partial(run_and_show, end=functools.partial(end_containers, settings.engine, job.work))
-    status = preprocess(settings, job, attempt, arguments.status.with_suffix(".attempt.json"), run, prepared)
+    status = preprocess(settings, job, attempt, arguments.status, run, prepared)
     write_json(arguments.status, status)
+    _record(arguments.status).unlink(missing_ok=True)
     print(f"{target.name}: {status['status']}" + (f" ({status['reason']})" if status["reason"] else ""))
 
 

@@ -1,8 +1,8 @@
 """What is kept of fMRIPrep's derivatives (key ``fmriprep.retention``); nothing is deleted unless the user asks for it.
 
 ``all`` keeps everything. ``used`` keeps of a participant, once it is finished, what later stages read, and the reports.
-``none`` does the same and deletes the images of a recording, too, once its time series are written. Only what a run of
-this workflow made is deleted: derivatives that were finished before stay as they are.
+``none`` does the same and deletes the images of a recording, too, once its time series are written. Only files that
+fMRIPrep made in the job that finished the participant are deleted: what lay there before its first attempt stays.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 from semantoks.errors import run_command
@@ -21,15 +21,32 @@ _REPORTS = ("figures", "log")
 """Folders of a participant with its report's figures, and with what fMRIPrep says of crashes and citations."""
 
 
-def keep_used(derivatives: Path, bids: Path, target: Target, subjects: Path | None) -> list[Path]:
+def there_before(record: Path, derivatives: Path, target: Target, subjects: Path | None) -> set[Path]:
+    """Files of a participant (or session) that were there before the first attempt of its job, which writes them down.
+
+    Parameters
+    ----------
+    record : file (JSON) that the first attempt writes and the others read.
+    subjects : as for :func:`keep_used`.
+    """
+    if not record.is_file():
+        folders = [_folder(derivatives, target), *([subjects / target.name] if subjects else [])]
+        write_json(record, {"there_before": [str(path) for folder in folders for path in _files(folder)]})
+    return set(map(Path, read_json(record)["there_before"]))
+
+
+def keep_used(
+    derivatives: Path, bids: Path, target: Target, subjects: Path | None, before: Set[Path] = frozenset()
+) -> list[Path]:
     """Delete of a finished participant (or session) all that no later stage reads; the files deleted.
 
     Parameters
     ----------
     subjects : FreeSurfer subjects folder that belongs to the derivatives, whose folder of the participant goes, too;
         None where reconstructions are the user's own.
+    before : files that others made, which stay.
     """
-    folder = derivatives / f"sub-{target.participant}" / (f"ses-{target.session}" if target.session else "")
+    folder = _folder(derivatives, target)
     used = {path.name for path in expected_files(derivatives, bids, target)}
     used |= {f"{name.split('.')[0]}.json" for name in used}
     unused = [
@@ -38,10 +55,15 @@ def keep_used(derivatives: Path, bids: Path, target: Target, subjects: Path | No
         if path.name not in used and not set(path.relative_to(folder).parts[:-1]) & set(_REPORTS)
     ]
     surfaces = _files(subjects / target.name) if subjects else []
-    delete([*unused, *surfaces])
-    if subjects:
+    deleted = [path for path in (*unused, *surfaces) if path not in before]
+    delete(deleted)
+    if subjects and not before & set(surfaces):  # FreeSurfer makes empty folders, too
         shutil.rmtree(subjects / target.name, ignore_errors=True)
-    return [*unused, *surfaces]
+    return deleted
+
+
+def _folder(derivatives: Path, target: Target) -> Path:
+    return derivatives / f"sub-{target.participant}" / (f"ses-{target.session}" if target.session else "")
 
 
 def delete(files: Iterable[Path]) -> int:
@@ -72,7 +94,8 @@ def forget_images(
     Parameters
     ----------
     timeseries, index : tables of all batches that hold recordings of the participants.
-    statuses : status files of the participants. Who was finished without a run of this workflow is left alone.
+    statuses : status files of the participants. Who was finished without a run of this workflow is left alone, and so
+        is what was there before the run.
     root : derivatives folder; nothing outside it is deleted.
     """
     written: set[str] = set()
@@ -84,14 +107,16 @@ def forget_images(
     deleted: list[Path] = []
     for status in statuses:
         ended = read_json(status)
-        if ended["status"] != "done" or ended["command"] is None:
+        if ended["status"] != "done" or ended["there_before"] is None:
             continue
+        before = {root / path for path in ended["there_before"]}
         own = [row for row in rows if row["participant_id"] == ended["participant"]]
         own = [row for row in own if ended["session"] in (None, row["session_id"]) and row["recording_id"] in written]
         paths = [row[key] for row in own for key in ("bold_path", "mask_path", "confounds_path") if row[key]]
         files = {Path(os.path.abspath(path)) for path in paths}
         files |= {path.with_name(f"{path.name.split('.')[0]}.json") for path in files}
-        there = sorted(path for path in files if path.is_relative_to(root) and (path.is_symlink() or path.is_file()))
+        files = {path for path in files if path.is_relative_to(root)} - before
+        there = sorted(path for path in files if path.is_symlink() or path.is_file())
         if there:
             delete(there)
             status.unlink()
