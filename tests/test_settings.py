@@ -132,6 +132,63 @@ def test_mistakes_in_a_cohort_file(tmp_path, mistake):
         load_settings({"cohorts": [path], "atlas": {"name": "own"}})
 
 
+NLIN6, ADULT = "MNI152NLin6Asym", "MNI152NLin2009cAsym"
+SPACES = {
+    "no space of the cohort": (
+        [f"{ADULT}:res-2"],
+        {},
+        rf"'resolution': {NLIN6}\), found {ADULT}:res-2; add {NLIN6}, or",
+    ),
+    "no volumes at all": (["fsaverage"], {}, "found fsaverage; add"),
+    "another resolution": (
+        [f"{NLIN6}:res-1"],
+        {"resolution": "2"},
+        rf"'resolution': {NLIN6}:res-2\), found {NLIN6}:res-1; add {NLIN6}:res-2, or",
+    ),
+    "no resolution": ([NLIN6], {"resolution": "2"}, f"add {NLIN6}:res-2"),
+    "two resolutions": ([f"{NLIN6}:res-1", f"{NLIN6}:res-2"], {}, "once, found 2 that fit .* name one resolution"),
+    "two resolutions in one": ([f"{NLIN6}:res-1:res-2"], {}, "found 2 that fit"),
+    "with and without resolution": ([NLIN6, f"{NLIN6}:res-2"], {}, "found 2 that fit"),
+    "two cohorts of the template": (
+        ["MNIPediatricAsym:cohort-3:cohort-4"],
+        {"space": "MNIPediatricAsym"},
+        "found 2 that fit",
+    ),
+    "a word that fMRIPrep refuses": ([NLIN6, "bold"], {}, "found bold; write func"),
+}
+
+
+def with_spaces(folder, spaces, **keys):
+    """A configuration with these output spaces and a cohort of raw data."""
+    values = config(folder, fmriprep={"output_spaces": spaces})
+    write_cohort(folder, source={"type": "bids", "path": "raw", "derivatives": "out"}, **keys)
+    return values
+
+
+@pytest.mark.parametrize("mistake", SPACES)
+def test_output_spaces_that_do_not_fit_a_cohort(tmp_path, mistake):
+    spaces, keys, message = SPACES[mistake]
+    with pytest.raises(UserError, match=rf"^own.yaml: key 'fmriprep.output_spaces': .*{message}"):
+        load_settings(with_spaces(tmp_path, spaces, **keys), "own.yaml")
+    write_cohort(tmp_path, **keys)  # of derivatives: nothing is preprocessed
+    load_settings(
+        {"cohorts": [str(tmp_path / "study.yaml")], "atlas": {"name": "own"}, "fmriprep": {"output_spaces": spaces}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("spaces", "keys"),
+    [
+        ([f"{NLIN6}:res-2", f"{ADULT}:res-1", "func", "fsaverage"], {}),
+        ([f"{NLIN6}:res-1:res-2"], {"resolution": "2"}),
+        (["anat"], {"space": "T1w"}),
+        (["MNIPediatricAsym:cohort-3:res-2"], {"space": "MNIPediatricAsym", "resolution": "2"}),
+    ],
+)
+def test_output_spaces_that_fit_a_cohort(tmp_path, spaces, keys):
+    assert load_settings(with_spaces(tmp_path, spaces, **keys)).cohorts[0].source["type"] == "bids"
+
+
 @pytest.fixture
 def variables(monkeypatch):
     """Every variable that a shipped file names is set."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from semantoks.config_schemas import REPOSITORY, cohort_schema, config_schema, read_yaml, validated
 from semantoks.errors import UserError
+from semantoks.output_spaces import NO_SPACE_OF_ITS_OWN, volumes
 from semantoks.settings import OF_COHORT, TEST, Cohort, Settings
 
 
@@ -82,6 +83,7 @@ def check_settings(settings: Settings, where: str) -> None:
     for cohort in settings.cohorts:
         _check_features(cohort, settings.values)
         _check_fitted_on(cohort, settings.cohorts)
+        _check_output_spaces(cohort, settings.section("fmriprep")["output_spaces"], where)
     if set(settings.values["probe"]["protocols"]) == {"learning-curve"}:
         raise UserError(
             f"{where}: key 'probe.protocols': expected random or leave-site-out, too, found learning-curve alone; the "
@@ -103,6 +105,28 @@ def _check_labels_of_atlas(atlas: Mapping[str, Any], where: str) -> None:
                 f"{where}: key 'atlas.{key}': expected none without {which} of an atlas of your own, found "
                 f"{atlas[key]}; remove the key, or give {which}"
             )
+
+
+def _check_output_spaces(cohort: Cohort, spaces: Sequence[str], where: str) -> None:
+    """Refuse output spaces of fMRIPrep among which a cohort's own volumes are missing, or are several."""
+    if cohort.source["type"] != "bids":
+        return
+    key = f"{where}: key 'fmriprep.output_spaces'"
+    for space in set(spaces) & set(NO_SPACE_OF_ITS_OWN):
+        raise UserError(f"{key}: expected what fMRIPrep knows, found {space}; write {NO_SPACE_OF_ITS_OWN[space]}")
+    space, resolution = cohort.settings["space"], cohort.settings["resolution"]
+    fitting = [volume for volume in volumes(spaces) if volume.space == space and resolution in (None, volume.res)]
+    wanted = f"{space}:res-{resolution}" if resolution else space
+    own = f"the volumes of cohort {cohort.name} (its keys 'space' and 'resolution': {wanted})"
+    if not fitting:
+        raise UserError(
+            f"{key}: expected {own}, found {', '.join(spaces)}; add {wanted}, or correct the keys of the cohort"
+        )
+    if len(fitting) > 1:
+        raise UserError(
+            f"{key}: expected {own} once, found {len(fitting)} that fit in {', '.join(spaces)}; name one resolution "
+            "under 'resolution' of the cohort, or leave one here"
+        )
 
 
 def _check_encoders(settings: Settings, names: Sequence[str], where: str) -> None:
