@@ -115,9 +115,54 @@ def test_the_cohort_of_a_template_belongs_to_the_space(tmp_path):
 def test_names_that_are_not_bids_are_rows_with_the_reason(tmp_path, name, reason):
     good = derivative(tmp_path, "sub-01_task-rest")
     good.rename(good.with_name(f"{name}_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"))
+    confounds = "desc-confounds_timeseries.tsv"
+    good.with_name(f"sub-01_task-rest_{confounds}").rename(good.with_name(f"{name}_{confounds}"))
     index = index_of(fmriprep(tmp_path))
     assert index["exclude_reason"].tolist() == [reason]
     assert index["recording_id"].tolist() == [name]
+
+
+def test_recordings_without_the_wanted_volumes_are_rows_with_the_reason(tmp_path):
+    """Of another space, of another grid, of the run's own space; of a run that broke off; other tasks are no rows."""
+    nlin6, adult, wanted = "MNI152NLin6Asym", "MNI152NLin2009cAsym", "no desc-preproc_bold in MNI152NLin6Asym"
+    derivative(tmp_path, "sub-01_task-rest", res="2")
+    derivative(tmp_path, "sub-01_task-rest", space=adult)
+    derivative(tmp_path, "sub-02_task-rest", space=adult, res="2")
+    own = derivative(tmp_path, "sub-02_task-rest", space=adult)
+    own.rename(own.with_name("sub-02_task-rest_desc-preproc_bold.nii.gz"))
+    derivative(tmp_path, "sub-03_task-rest")
+    derivative(tmp_path, "sub-04_ses-1_task-rest").unlink()
+    derivative(tmp_path, "sub-05_task-rest_part-mag", space=adult)
+    derivative(tmp_path, "sub-06_task-other", space=adult)
+    alone = derivative(tmp_path, "sub-07_task-rest", res="2")
+    alone.rename(alone.with_name("sub-07_task-rest_bold_confounds.tsv"))
+    alone.with_name("sub-07_task-rest_desc-confounds_timeseries.tsv").unlink()
+    broken_off = "a confounds table only (did fMRIPrep break off?)"
+    expected = {
+        "sub-01_task-rest": None,
+        "sub-02_task-rest": f"{wanted}; there is {adult}:res-2, the run's own space",
+        "sub-03_task-rest": None,
+        "sub-04_ses-1_task-rest": f"{wanted}; there is {broken_off}",
+        "sub-05_task-rest": f"{wanted}; there is {adult}",
+        "sub-07_task-rest": f"{wanted}; there is {broken_off}",
+    }
+    index = index_of(fmriprep(tmp_path, tasks=["rest"])).set_index("recording_id")
+    assert index["exclude_reason"].to_dict() == expected
+    assert index["bold_path"].notna().to_dict() == {name: reason is None for name, reason in expected.items()}
+    index = index_of(fmriprep(tmp_path, tasks=["rest"], resolution="2")).set_index("recording_id")
+    assert index["exclude_reason"]["sub-01_task-rest"] is None
+    assert index["exclude_reason"]["sub-03_task-rest"] == f"{wanted}:res-2; there is {nlin6}"
+    with pytest.raises(UserError, match=r"none that fit; there are preprocessed volumes in the spaces"):
+        list_recordings(fmriprep(tmp_path, space="MNI152Lin"))
+
+
+def test_a_raw_run_of_which_fmriprep_made_another_space_is_told_so(tmp_path):
+    raw(tmp_path / "raw", "sub-01_task-rest")
+    derivative(tmp_path / "out", "sub-01_task-rest", space="MNI152NLin2009cAsym")
+    settings = cohort({"type": "bids", "path": str(tmp_path / "raw"), "derivatives": str(tmp_path / "out")})
+    assert index_of(settings)["exclude_reason"].tolist() == [
+        "no desc-preproc_bold in MNI152NLin6Asym; there is MNI152NLin2009cAsym"
+    ]
 
 
 def test_figures_logs_and_other_folders_are_not_looked_into(tmp_path):
@@ -150,6 +195,15 @@ def test_a_corrected_sidecar_changes_its_batch(tmp_path):
     update_batches(fmriprep(tmp_path / "d"), tmp_path / "batches", 1)
     changed = {path.name for path in (tmp_path / "batches").iterdir() if path.read_bytes() != before[path.name]}
     assert changed == {"part-0001.tsv"}
+
+
+def test_a_sidecar_of_confounds_that_was_fetched_later_changes_its_batch(tmp_path):
+    image = derivative(tmp_path / "out", "sub-01_task-rest")
+    update_batches(fmriprep(tmp_path / "out"), tmp_path / "batches", 10)
+    before = (tmp_path / "batches/part-0001.tsv").read_text()
+    image.with_name("sub-01_task-rest_desc-confounds_timeseries.json").write_text('{"a_comp_cor_00": {"Mask": "WM"}}')
+    update_batches(fmriprep(tmp_path / "out"), tmp_path / "batches", 10)
+    assert (tmp_path / "batches/part-0001.tsv").read_text() != before
 
 
 def test_fmriprep_that_made_no_folder_leaves_rows_with_the_reason(tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,9 @@ OLD_NAME = re.compile(r"(sub-\w[\w+-]*)_bold_(space-[A-Za-z0-9]+)_preproc(\.nii(
 
 CONFOUNDS = ("desc-confounds_timeseries", "desc-confounds_regressors", "bold_confounds")
 """Endings of confounds tables: fMRIPrep 20.2 and later, 1.2 to 20.1, 1.0 and 1.1."""
+
+NO_VOLUMES = "no desc-preproc_bold"
+"""How the reason of a recording begins of which fMRIPrep left something, but no volumes that are wanted."""
 
 BESIDE = ("_mask.nii.gz", "_mask.nii", "_brainmask.nii.gz", "_brainmask.nii", ".tsv")
 """Endings of masks and confounds."""
@@ -69,7 +72,7 @@ def list_recordings(cohort: Mapping[str, Any]) -> pd.DataFrame:
     if source["type"] in ("hdf5", "files"):
         listing = _wanted_runs(listing, cohort)
     listing = _selected_participants(listing, cohort)
-    if listing.empty:
+    if listing.empty or listing["exclude_reason"].str.startswith(NO_VOLUMES).eq(True).all():
         raise UserError(
             f"cohort {cohort['name']}: expected recordings in {source['path']}, found none that fit; "
             f"{_what_is_there(cohort)}check 'tasks', 'entities', 'space', 'include' and 'exclude' of the cohort file"
@@ -83,22 +86,51 @@ def list_derivatives(
 ) -> pd.DataFrame:
     """List ``desc-preproc`` volumes of fMRIPrep in the cohort's space; other descriptions do not count.
 
-    ``paths`` holds image, brain mask and confounds table, the last two empty text where absent.
+    ``paths`` holds image, brain mask and confounds table, the last two empty text where absent. A recording of which
+    there are only volumes of another space or resolution, or only confounds, is a row with that reason.
     """
     images = _bids_images(Path(path or cohort["source"]["path"]), cohort, participants)
     if images.empty:
         return images
-    wanted = (images["desc"] == "preproc") & (images["space"] == cohort["space"])
+    volumes = images[images["desc"] == "preproc"]
+    wanted = volumes["space"] == cohort["space"]
     if cohort["resolution"] is not None:
-        wanted &= images["res"] == cohort["resolution"]
-    images = images[wanted | (images["image"] == "")]
-    images = _without_single_echoes(images)
-    columns = [images[name] for name in ("image", "recording_id", "beside")]
-    images["paths"] = [(image, *_beside(image, name, there)) for image, name, there in zip(*columns, strict=True)]
+        wanted &= volumes["res"] == cohort["resolution"]
+    found = _without_single_echoes(pd.concat([volumes[wanted], images[images["image"] == ""]]))
+    columns = [found[name] for name in ("image", "recording_id", "beside")]
+    found["paths"] = [(image, *_beside(image, name, there)) for image, name, there in zip(*columns, strict=True)]
     # fMRIPrep keeps `part-mag` in its names; a recording is called the same before and after it
-    images["recording_id"] = images["recording_id"].str.replace("_part-mag", "", regex=False)
-    images["part"] = None
-    return images[COLUMNS]
+    found["recording_id"] = found["recording_id"].str.replace("_part-mag", "", regex=False)
+    others = pd.concat([volumes[~wanted], images[images["desc"] == "confounds"]])
+    found = pd.concat([found, _without_volumes(others, set(found["recording_id"]), cohort)])
+    found["part"] = None
+    return found[COLUMNS]
+
+
+def _without_volumes(others: pd.DataFrame, found: set[str], cohort: Mapping[str, Any]) -> pd.DataFrame:
+    """One row for each recording of which there are only volumes of another space or grid, or only confounds.
+
+    ``others``: those volumes and confounds tables; ``found``: recordings that have what is wanted.
+    """
+    others = others[others["exclude_reason"].isna() & ~others["part"].isin(["phase", "real", "imag"])].copy()
+    others["recording_id"] = others["recording_id"].str.replace(r"_(echo|part)-[A-Za-z0-9]+", "", regex=True)
+    others = others[~others["recording_id"].isin(found)]
+    if others.empty:
+        return others.assign(paths=None)
+    confounds = others["desc"] == "confounds"
+    named = others["space"].fillna("the run's own space") + (":res-" + others["res"]).fillna("")
+    there = (
+        named.mask(confounds).groupby(others["recording_id"]).agg(lambda names: ", ".join(sorted(set(names.dropna()))))
+    )
+    rows = others.drop_duplicates("recording_id").copy()
+    wanted = cohort["space"] + (f":res-{cohort['resolution']}" if cohort["resolution"] else "")
+    rows["exclude_reason"] = [
+        f"{NO_VOLUMES} in {wanted}; there is {there[name] or 'a confounds table only (did fMRIPrep break off?)'}"
+        for name in rows["recording_id"]
+    ]
+    rows[["space", "res", "desc", "echo"]] = None
+    rows["paths"] = [("",)] * len(rows)
+    return rows
 
 
 def _beside(image: str, recording_id: str, there: frozenset[str]) -> tuple[str, str]:
@@ -211,8 +243,20 @@ def _images_of_participant(folder: Path) -> list[dict[str, Any]]:
             images = [
                 name for name in names if name.endswith(("_bold.nii.gz", "_bold.nii")) or OLD_NAME.fullmatch(name)
             ]
-            rows += [_image_row(func / name, participant, beside) for name in images]
+            found = [_image_row(func / name, participant, beside) for name in images]
+            rows += [*found, *_lone_confounds(func, participant, beside, {row["recording_id"] for row in found})]
     return rows
+
+
+def _lone_confounds(
+    func: Path, participant: str, beside: frozenset[str], recordings: set[str]
+) -> Iterator[dict[str, Any]]:
+    """Rows of the confounds tables in a folder without an image of their recording."""
+    for name in sorted(beside):
+        ending = next((ending for ending in CONFOUNDS if name.endswith(f"_{ending}.tsv")), None)
+        stem = name.removesuffix(f"_{ending}.tsv")
+        if ending and stem not in recordings:
+            yield _image_row(func / f"{stem}_desc-confounds_timeseries.tsv", participant, beside)
 
 
 def _leads_nowhere(path: Path) -> bool:
@@ -320,7 +364,10 @@ def _what_is_there(cohort: Mapping[str, Any]) -> str:
 
 
 def fingerprints(recordings: Iterable[Sequence[str]]) -> list[str]:
-    """Size and modification time of each recording's files and its image's sidecar, as text that changes with them."""
+    """Size and modification time of each recording's files, as text that changes with them.
+
+    Of an image, its sidecar belongs to them, and that of its confounds table.
+    """
     return _in_threads(_fingerprint, list(recordings))
 
 
@@ -332,8 +379,11 @@ def _in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> li
 
 
 def _fingerprint(paths: Sequence[str]) -> str:
+    sidecars = [_sidecar_path(paths[0])]
+    if sidecars[0]:
+        sidecars += [f"{path.removesuffix('.tsv')}.json" for path in paths[1:] if path.endswith(".tsv")]
     parts = []
-    for path in (*paths, _sidecar_path(paths[0])):
+    for path in (*paths, *sidecars):
         try:
             status = os.stat(path) if path else None
         except OSError:
