@@ -130,6 +130,9 @@ class TestChain:
         site = np.repeat(list("abcd"), [12, 6, 4, 2])
         repeated = [(replace(one, repetition=number), made) for number, (one, made) in enumerate(halves)]
         random = null_values(repeated, site)
+        own = [(replace(one, protocol="given", fold=str(fold)), made) for fold, (one, made) in enumerate(halves)]
+        for name, values in null_values(own, site).items():
+            np.testing.assert_array_equal(values, random[name], err_msg="each fold of the user's own splits is one")
         held_out = null_values([(replace(one, protocol="leave-site-out"), made) for one, made in halves], site)
         for number in range(7):
             y = draw[number].astype(float)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from semantoks.errors import UserError
-from semantoks.metrics import METRICS, auroc, pearson_r, within_site
+from semantoks.metrics import METRICS, auroc, balanced_accuracy, pearson_r, within_site
 from semantoks.splits import make_units, random_parts
 from semantoks.statistics import (
     MOST_DRAWS,
@@ -22,6 +22,7 @@ from semantoks.statistics import (
     resample_units,
 )
 from sklearn import metrics as reference
+from sklearn.model_selection import KFold
 
 
 def example(kind: str, n: int = 70, n_classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -246,9 +247,10 @@ class TestTypeOneError:
         return np.array(values)
 
     @staticmethod
-    def ridge(features: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
-        centred = features - features[:, ~test].mean(axis=1, keepdims=True)
-        fitted, target = centred[:, ~test], y[:, ~test] - y[:, ~test].mean(axis=1, keepdims=True)
+    def ridge(features: np.ndarray, y: np.ndarray, test: np.ndarray, train: np.ndarray | None = None) -> np.ndarray:
+        train = ~test if train is None else train
+        centred = features - features[:, train].mean(axis=1, keepdims=True)
+        fitted, target = centred[:, train], y[:, train] - y[:, train].mean(axis=1, keepdims=True)
         gram = fitted.transpose(0, 2, 1) @ fitted + 30 * np.eye(features.shape[2])
         weight = np.linalg.solve(gram, fitted.transpose(0, 2, 1) @ target[:, :, None])
         return (centred[:, test] @ weight)[:, :, 0]
@@ -265,9 +267,8 @@ class TestTypeOneError:
         recall = (positive & truth).sum(1) / truth.sum(1), (~positive & ~truth).sum(1) / (~truth).sum(1)
         return (recall[0] + recall[1]) / 2
 
-    def rejected(self, differences: np.ndarray, pairs: bool = False) -> float:
-        n_test = round(self.n_participants * 0.2)
-        tests = [corrected_t(each, self.n_participants - n_test, n_test, pairs) for each in differences.T]
+    def rejected(self, differences: np.ndarray, pairs: bool = False, sizes: tuple[int, int] = (96, 24)) -> float:
+        tests = [corrected_t(each, *sizes, pairs) for each in differences.T]
         return float(np.mean([test.p < 0.05 for test in tests]))
 
     def test_random_splits(self) -> None:
@@ -289,6 +290,51 @@ class TestTypeOneError:
         assert self.rejected(one - other, pairs=True) <= 0.06
         assert self.rejected(one - other) > 0.07
         assert self.rejected(self.values(y, 1.5, generator, numbers=True) - one, pairs=True) > 0.8
+
+    def own_splits(self, splits: list[tuple[np.ndarray, np.ndarray]], effect: float, cohorts: int) -> list[np.ndarray]:
+        """Truth [cohorts, participants], and of two rows that know as much what each split's model predicts."""
+        generator, n = np.random.default_rng(2), len(splits[0][0])
+        y = (np.arange(n) % 2 * np.ones((cohorts, 1))).astype(float)
+        made = [y]
+        for _ in range(2):
+            features = generator.normal(size=(cohorts, n, 20))
+            features[:, :, :5] += effect * y[:, :, None]
+            made.append(np.stack([self.ridge(features, y, test, train) for train, test in splits]))
+        return made
+
+    @pytest.mark.parametrize("effect", [0, 0.4])
+    def test_cross_validation_of_the_users_own(self, effect: float) -> None:
+        """Every participant is tested in each of three repetitions: each fold counts as a split."""
+        participants = np.arange(self.n_participants)
+        drawn = [KFold(5, shuffle=True, random_state=number).split(participants) for number in range(3)]
+        splits = [(np.isin(participants, train), np.isin(participants, test)) for each in drawn for train, test in each]
+        y, *predicted = self.own_splits(splits, effect, 800)
+        one, other = (
+            np.array([self.recall(p, y[:, test]) for p, (_, test) in zip(row, splits, strict=True)])
+            for row in predicted
+        )
+        assert self.rejected(one - other) <= 0.06
+        # Values of whole repetitions differ by who is trained on only.
+        whole = (one - other).reshape(3, 5, -1).mean(axis=1)
+        assert self.rejected(whole) > 0.15
+
+    def test_one_test_part_and_several_training_parts_of_the_users_own(self) -> None:
+        """Spread between models says nothing about the 80 tested; the bootstrap over them is a little liberal."""
+        generator, test = np.random.default_rng(3), np.arange(240) < 80
+        splits = [(np.isin(np.arange(240), 80 + generator.permutation(160)[:120]), test) for _ in range(10)]
+        y, *predicted = self.own_splits(splits, 0.4, 400)
+        truth = y[0, test]
+        weights = np.concatenate([np.ones((1, 80)), resample_units(np.arange(80), truth, 400, generator)])
+        values, draws = [], []
+        for row in predicted:
+            made = [
+                [balanced_accuracy(truth, np.stack([-p, p], 1), weights) for p in models]
+                for models in row.swapaxes(0, 1)
+            ]
+            values.append(np.array(made)[:, :, 0].T)
+            draws.append(np.array(made)[:, :, 1:].mean(axis=1))
+        assert np.mean([bootstrap_p(each) < 0.05 for each in draws[0] - draws[1]]) <= 0.07
+        assert self.rejected(values[0] - values[1], sizes=(120, 80)) > 0.15
 
     def test_held_out_sites(self) -> None:
         n_sites, n, cohorts = 8, 160, 150

@@ -27,6 +27,9 @@ Floats = npt.NDArray[np.float64]
 
 T_TEST, BOOTSTRAP = "corrected t-test", "bootstrap"
 
+MORE_IN_COMMON = 0.1
+"""How much more than random splits a user's own may have in common: this share of what is left to all."""
+
 SAME_EVERYWHERE = "the same difference in every repetition, so its variance is unknown"
 UNDEFINED = (
     f"undefined in more than {MOST_UNDEFINED:.0%} of the bootstrap draws (no class to compare, or all numbers the same)"
@@ -123,8 +126,7 @@ class RandomSplits:
 
     def __init__(self, task: TaskScores, draws: int, primary: str = "", tested_draws: int = 0) -> None:
         self.task, self.draws, self.primary = task, draws, primary
-        # Where always the same participants are tested, there is no spread between repetitions to test with.
-        self.test = BOOTSTRAP if task.protocol == TRANSFER or _one_split(task) else T_TEST
+        self.test = T_TEST if task.protocol == RANDOM or _divided_like_random(task) else BOOTSTRAP
         generator = np.random.default_rng(task.seed)
         stratum = np.zeros(len(task.people))
         if task.kind == "classification":
@@ -158,8 +160,21 @@ class RandomSplits:
         return by_t_test(row, other, better, float(np.mean([r.n_test for r in shared])))
 
 
-def _one_split(task: TaskScores) -> bool:
-    return task.protocol == GIVEN and len(task.repetitions) == 1
+def _divided_like_random(task: TaskScores) -> bool:
+    """Whether two of the user's own splits have no more tested participants in common than two random ones.
+
+    The t-test reads from the spread between splits how much depends on who is tested, and supposes that two of them
+    share n_test / (n_train + n_test) of the tested participants. So do random splits and, each fold by itself, repeated
+    cross-validation. Where always the same participants are tested there is nothing to read it from.
+    """
+    splits = len(task.repetitions)
+    if task.protocol != GIVEN or splits < 2:
+        return False
+    times = np.bincount(np.concatenate([r.tested for r in task.repetitions]))
+    n_test = float(np.mean([r.n_test for r in task.repetitions]))
+    supposed = n_test / (n_test + max(float(row.n_train.mean()) for row in task.rows))
+    shared = (times * (times - 1)).sum() / (splits * (splits - 1)) / n_test
+    return bool(shared <= supposed + MORE_IN_COMMON * (1 - supposed))
 
 
 class HeldOutSites:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from semantoks.metrics import PAIR_METRICS
-from semantoks.protocols import GIVEN, LEAVE_SITE_OUT, TRANSFER
+from semantoks.protocols import GIVEN, LEAVE_SITE_OUT, RANDOM, TRANSFER
 from semantoks.row_kinds import METRIC_LABELS, row_place
 from semantoks.scores import PERMUTATION
 from semantoks.statistics import MOST_UNDEFINED
@@ -44,7 +44,7 @@ def footnotes(
     """
     probe = about["settings"]["probe"]
     notes = [
-        f"Cohort {cohort}. {_divided(set(scores['protocol']), about)}",
+        f"Cohort {cohort}. {_divided(scores, about)}",
         *_units(about),
         *_few_repetitions(scores),
         "All rows have the same splits, by participant and family. "
@@ -84,9 +84,9 @@ def _repetitions(probe: Mapping[str, Any]) -> str:
     return f"{many} repetitions ({few} for heads trained by steps; two rows are compared over those that both have)"
 
 
-def _divided(protocols: set[str], about: Mapping[str, Any]) -> str:
-    """How participants were divided."""
-    probe = about["settings"]["probe"]
+def _divided(scores: pd.DataFrame, about: Mapping[str, Any]) -> str:
+    """How participants were divided, in the protocols that are in the table or were asked for."""
+    probe, protocols = about["settings"]["probe"], set(scores["protocol"])
     random = (
         f"{_repetitions(probe)}, {probe['test_share']:.0%} of the participants tested on, "
         f"{probe['validation_share']:.0%} of the others for choosing; stratified by the columns that the phenotype "
@@ -97,10 +97,25 @@ def _divided(protocols: set[str], about: Mapping[str, Any]) -> str:
             f"For testing only. Models fitted on the training parts of the random splits of {about['fitted_on']} "
             f"({random[:-1]}), each tested on everybody here: the same participants in every repetition."
         )
-    text = f"Random splits: {random} Leave-site-out: one institution after the other is tested on"
-    absent = LEAVE_SITE_OUT not in protocols and LEAVE_SITE_OUT in probe["protocols"]
-    text += " (not here: fewer than two sites are known)." if absent else "."
-    return text + (" Given: the user's own splits." if GIVEN in protocols else "")
+    notes = [f"Random splits: {random}"] if RANDOM in protocols else []
+    if LEAVE_SITE_OUT in {*protocols, *probe["protocols"]}:
+        notes.append(f"Leave-site-out: {_sites_held_out(scores)}.")
+    own = scores[scores["protocol"] == GIVEN].groupby("phenotype", sort=True)["repetitions"].max()
+    if len(own):
+        counts = ", ".join(f"{name}: {count}" for name, count in own.items())
+        notes.append(f"Given: the user's own splits ({counts}), each fold counted as one.")
+    return " ".join(notes)
+
+
+def _sites_held_out(scores: pd.DataFrame) -> str:
+    """For which phenotypes leave-site-out was possible."""
+    why = "fewer than two sites are known"
+    by_site = scores["protocol"] == LEAVE_SITE_OUT
+    if not by_site.any():
+        return f"not here, {why}"
+    text = "one institution after the other is tested on"
+    absent = sorted(set(scores["phenotype"]) - set(scores.loc[by_site, "phenotype"]))
+    return f"{text} (not for {', '.join(absent)}: {why})" if absent else text
 
 
 def _units(about: Mapping[str, Any]) -> list[str]:
@@ -181,21 +196,27 @@ def _tests(scores: pd.DataFrame, permutations: Mapping[str, int]) -> str:
         pairs = sorted({METRIC_NAMES[name] for name in set(by_t["metric"]) & PAIR_METRICS})
         if pairs:
             text += f"; for {', '.join(pairs)} with the larger correlation that repetitions have there (docs/tables.md)"
-        texts.append(f"{_protocol_names(by_t)}: {text}.")
+        texts.append(f"{_protocol_names(by_t, primary)}: {text}.")
     by_draws = primary[primary["test"] == BOOTSTRAP]
     if not by_draws.empty:
         text = "bootstrap of the paired difference, given the trained models"
         if set(by_draws["protocol"]) & {LEAVE_SITE_OUT, TRANSFER}:
             text += "; over sites it is liberal with fewer than five"
         if GIVEN in set(by_draws["protocol"]):
-            text += "; with a single given split nothing says what another split would have given"
-        texts.append(f"{_protocol_names(by_draws)}: {text}.")
+            text += "; where given splits test the same participants again and again, or there is one only, nothing "
+            text += "says what models of other participants would have given"
+        texts.append(f"{_protocol_names(by_draws, primary)}: {text}.")
     return " ".join([*texts, _permutation_note(primary, permutations)]).strip()
 
 
-def _protocol_names(scores: pd.DataFrame) -> str:
-    names = {"random": "random splits", GIVEN: "given splits", TRANSFER: "cohorts for testing"}
-    found = [names.get(name, name) for name in dict.fromkeys(scores["protocol"])]
+def _protocol_names(tested: pd.DataFrame, primary: pd.DataFrame) -> str:
+    """Protocols of one test; with the phenotypes where the protocol has another test for others."""
+    names = {RANDOM: "random splits", GIVEN: "given splits", TRANSFER: "cohorts for testing"}
+    found = []
+    for protocol, part in tested.groupby("protocol", sort=False):
+        every = primary[(primary["protocol"] == protocol) & primary["test"].notna()]
+        which = "" if every["test"].nunique() == 1 else f" ({', '.join(sorted(set(part['phenotype'])))})"
+        found.append(names.get(str(protocol), str(protocol)) + which)
     text = ", ".join(found)
     return text[0].upper() + text[1:]
 

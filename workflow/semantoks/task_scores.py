@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from semantoks.errors import UserError
+from semantoks.protocols import SEPARATE_FOLDS
 from semantoks.row_kinds import row_place
 from semantoks.units import unit_names
 
@@ -19,7 +20,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Repetition:
-    """Who was tested in one repetition (row numbers of the task's participants) and their targets."""
+    """Who was tested in one repetition (row numbers of the task's participants) and their targets.
+
+    Leave-site-out has one, all sites together; of a user's own splits each fold is one.
+    """
 
     tested: npt.NDArray[np.intp]
     y_true: Floats
@@ -92,6 +96,7 @@ def collect(predictions: pd.DataFrame, kinds: Mapping[str, str]) -> list[TaskSco
 def _task(cohort: str, phenotype: str, protocol: str, kind: str, group: pd.DataFrame) -> TaskScores:
     people = group.drop_duplicates("participant_id").set_index("participant_id").sort_index()
     people = people[["family", "site_group"]]
+    split = ["repetition", "fold"] if protocol in SEPARATE_FOLDS else ["repetition"]
     number = pd.Series(np.arange(len(people)), index=people.index)
     repetitions: list[Repetition] = []
     rows: list[Row] = []
@@ -99,7 +104,7 @@ def _task(cohort: str, phenotype: str, protocol: str, kind: str, group: pd.DataF
         name, head = map(str, key)
         scores = []
         for _, seed in part.groupby("pretrain_seed", dropna=False, sort=True):
-            tested = [each.sort_values("participant_id") for _, each in seed.groupby("repetition", sort=True)]
+            tested = [each.sort_values("participant_id") for _, each in seed.groupby(split, sort=True)]
             found = [_repetition(each, number) for each in tested]
             if len(found) > len(repetitions):
                 repetitions, found = found, repetitions
@@ -110,7 +115,7 @@ def _task(cohort: str, phenotype: str, protocol: str, kind: str, group: pd.DataF
                 )
             scores.append([np.stack(each["y_score"].to_list()).astype(np.float64) for each in tested])
         seen = part["transductive"].astype("boolean").to_numpy(np.float64, na_value=np.nan)
-        rows.append(Row(name, head, scores, _fitted_on(part), float(seen.mean())))
+        rows.append(Row(name, head, scores, _fitted_on(part, split), float(seen.mean())))
     return TaskScores(
         cohort, phenotype, protocol, kind, people, repetitions, sorted(rows, key=lambda row: row_place(row.name))
     )
@@ -125,10 +130,10 @@ def _repetition(tested: pd.DataFrame, number: pd.Series) -> Repetition:
     )
 
 
-def _fitted_on(row: pd.DataFrame) -> Floats:
+def _fitted_on(row: pd.DataFrame, split: list[str]) -> Floats:
     """Participants that a row was fitted on in each repetition, mean over its folds and pretraining seeds."""
     by_fold = row.groupby(["repetition", "fold"], sort=True)["n_train"].mean()
-    return by_fold.groupby("repetition", sort=True).mean().to_numpy(dtype=np.float64)
+    return by_fold.groupby(split, sort=True).mean().to_numpy(dtype=np.float64)
 
 
 def _same(one: Sequence[Repetition], other: Sequence[Repetition]) -> bool:

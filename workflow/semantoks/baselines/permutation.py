@@ -19,7 +19,7 @@ from semantoks.baselines.features import Index
 from semantoks.baselines.permuted_heads import ManyHeads
 from semantoks.baselines.tasks import Permuted, Task
 from semantoks.metrics import FEWEST_FOR_R, SITE_METRIC, varies
-from semantoks.protocols import LEAVE_SITE_OUT, TRANSFER
+from semantoks.protocols import LEAVE_SITE_OUT, SEPARATE_FOLDS, TRANSFER
 
 Floats = npt.NDArray[np.float64]
 
@@ -148,7 +148,7 @@ def _ridge_path(
 def null_values(made: Sequence[tuple[Task, Permuted]], site: npt.NDArray) -> dict[str, Floats]:
     """Each metric [permutations] of a row under permuted labels, as the tables compute it from true ones.
 
-    Folds of a repetition are pooled, metrics are averaged over repetitions.
+    Folds of a repetition are pooled (but for ``SEPARATE_FOLDS``), metrics are averaged over repetitions.
 
     Parameters
     ----------
@@ -157,9 +157,12 @@ def null_values(made: Sequence[tuple[Task, Permuted]], site: npt.NDArray) -> dic
         tested one by one.
     """
     by_site = made[0][0].protocol in (LEAVE_SITE_OUT, TRANSFER)
+    splits: dict[tuple[int, str], list[tuple[Task, Permuted]]] = {}
+    for task, permuted in made:
+        fold = task.fold if task.protocol in SEPARATE_FOLDS else ""
+        splits.setdefault((task.repetition, fold), []).append((task, permuted))
     every = []
-    for repetition in sorted({task.repetition for task, _ in made}):
-        pairs = [(task, permuted) for task, permuted in made if task.repetition == repetition]
+    for pairs in splits.values():
         targets = np.concatenate([permuted.targets for _, permuted in pairs], axis=1)
         scores = np.concatenate([permuted.scores for _, permuted in pairs], axis=1)
         kind = "classification" if pairs[0][0].n_classes else "regression"
@@ -168,7 +171,7 @@ def null_values(made: Sequence[tuple[Task, Permuted]], site: npt.NDArray) -> dic
             own = site[np.concatenate([task.test for task, _ in pairs])].astype(str)
             found[SITE_METRIC[kind]] = _site_values(kind, targets, scores, own)
         every.append(found)
-    return {name: np.mean([values[name] for values in every], axis=0) for name in every[0]}
+    return {name: _mean_of_defined(np.stack([values[name] for values in every])) for name in every[0]}
 
 
 def _site_values(kind: str, targets: npt.NDArray, scores: npt.NDArray, site: npt.NDArray) -> Floats:
