@@ -39,6 +39,19 @@ def test_folders_of_the_data_are_bound_and_the_places_that_links_lead_to(tmp_pat
     assert binds == [tmp_path / "data", tmp_path / "real", tmp_path / "repository", tmp_path / "work"]
 
 
+def test_the_annex_of_a_dataset_is_bound_with_a_folder_inside_it(tmp_path):
+    """Files of ``derivatives`` are links to ``../.git/annex/…``, whichever way leads to them."""
+    for name in ("real/derivatives", "real/.git/annex/objects", "work", "repository"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "study").symlink_to(tmp_path / "real")
+    config = write_cohort(tmp_path / "configuration", tmp_path / "study")
+    source = {"type": "fmriprep", "path": str(tmp_path / "study/derivatives")}
+    (tmp_path / "configuration/study.yaml").write_text(yaml.safe_dump({"source": source}))
+    binds = container_binds(load_settings(config), tmp_path / "repository", tmp_path / "work")
+    names = [f"{study}/{name}" for study in ("real", "study") for name in (".git/annex", "derivatives")]
+    assert binds == [tmp_path / name for name in sorted([*names, "repository", "work"])]
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_recipes_install_the_lock_and_nothing_else(recipe):
     text = recipe.read_text()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from fmriprep_cases import DIGEST, IMAGE, SPACE, Runner
-from semantoks import fmriprep, fmriprep_command, fmriprep_database, fmriprep_dry_run
+from semantoks import fmriprep_command, fmriprep_database, fmriprep_dry_run
 from semantoks.errors import UserError
 
 ARGUMENTS = "participant --participant-label 01 --nthreads 12 --omp-nthreads 8 --mem_mb 14400 --output-spaces"
@@ -19,7 +19,7 @@ END = f"{SPACE} --random-seed 0 --notrack"
 
 
 def command(
-    settings: dict[str, Any], job: fmriprep_command.Job, licence: Path, linked: list[Path] | None = None
+    settings: dict[str, Any], job: fmriprep_command.Job, licence: Path, linked: list[tuple[Path, Path]] | None = None
 ) -> str:
     words, variables = fmriprep_command.build_command(
         fmriprep_command.FmriprepSettings(**settings), job, licence, IMAGE, linked or []
@@ -63,12 +63,12 @@ def test_podman_command_binds_everything_it_names(
         "freesurfer_folder": "/store/subjects",
         "skip_bids_validation": True,
     }
-    assert command(given, job, licence, [Path("/store/annex")]) == (
+    assert command(given, job, licence, [(Path("/study/.git/annex"), Path("/.git/annex"))]) == (
         f"podman run --rm --pull=never --volume {job.bids}:/data:ro --volume {job.derivatives}:/out "
         f"--volume {job.work}:/work --volume {licence}:/opt/freesurfer/license.txt:ro "
         "--volume /filter.json:/bids_filter.json:ro --volume /database:/bids_database "
         "--volume /store/subjects:/subjects --volume /templates:/templateflow:ro "
-        "--volume /store/annex:/store/annex:ro --env TEMPLATEFLOW_HOME=/templateflow "
+        "--volume /study/.git/annex:/.git/annex:ro --env TEMPLATEFLOW_HOME=/templateflow "
         f"{IMAGE.reference} /data /out {ARGUMENTS} {END} --skip-bids-validation "
         "--fs-license-file /opt/freesurfer/license.txt --fs-subjects-dir /subjects "
         "--bids-filter-file /bids_filter.json --bids-database-dir /bids_database -w /work"
@@ -192,19 +192,3 @@ def test_dry_run_of_a_configuration_shows_the_command_of_each_cohort(
     assert "this would not start" in printed.err
     with pytest.raises(UserError, match="cohort study: expected participant sub-77 in"):
         fmriprep_dry_run.main(["--configfile", str(tmp_path / "config.yaml"), "--participant", "sub-77"])
-
-
-def test_targets_of_links_are_bound_once(bids: Path, tmp_path: Path, job: fmriprep_command.Job) -> None:
-    store = tmp_path / "store" / "annex"
-    for number, key in enumerate(("a/k1", "b/k2")):
-        (store / "objects" / key).mkdir(parents=True)
-        (store / "objects" / key / "image.nii.gz").write_bytes(b"x")
-        link = bids / "sub-01" / "func" / f"sub-01_task-rest_run-{number + 3}_bold.nii.gz"
-        link.symlink_to(store / "objects" / key / "image.nii.gz")
-    other = tmp_path / "elsewhere"
-    other.mkdir()
-    (other / "T1w.json").write_text("{}")
-    (bids / "sub-01" / "sub-01_T1w.json").symlink_to(other / "T1w.json")
-    inside = bids / "sub-01" / "copy_bold.json"
-    inside.symlink_to(bids / "sub-01" / "func" / "sub-01_task-rest_run-1_bold.nii.gz")
-    assert fmriprep._linked_folders(job) == sorted([store, other])

@@ -194,6 +194,32 @@ def test_templates_are_bound_read_only_and_annexed_data_where_their_links_lead(
     assert found["templates writable"] == "no"
 
 
+def test_a_bids_folder_inside_an_annexed_dataset_is_read_through_its_relative_links(
+    place: Path, preprocess: Preprocess
+) -> None:
+    """The stand-in copies what it finds behind the links of ``code``, which only the bound annex has."""
+    for name in ("code/preproc_bold.nii.gz", "code/brain_mask.nii.gz", f"sub-01/func/{RUNS[0]}_bold.nii.gz"):
+        key = place / ".git/annex/objects/x" / Path(name).name
+        key.mkdir(parents=True)
+        (place / "bids" / name).rename(key / key.name)
+        up = "../" * len(Path(name).parts)
+        (place / "bids" / name).symlink_to(f"{up}.git/annex/objects/x/{key.name}/{key.name}")
+        assert (place / "bids" / name).is_file()
+    status = preprocess("success")
+    assert (status["status"], status["reason"]) == ("done", None)
+    assert list((place / "out/sub-01/func").glob("*run-2*preproc_bold.nii.gz"))
+
+
+@pytest.mark.usefixtures("wrapper")
+def test_docker_refuses_links_that_its_wrapper_cannot_bind(place: Path, preprocess: Preprocess) -> None:
+    image = place / "bids/sub-01/func" / f"{RUNS[0]}_bold.nii.gz"
+    (place / ".git/annex").mkdir(parents=True)
+    image.rename(place / ".git/annex/image")
+    image.symlink_to("../../../.git/annex/image")
+    with pytest.raises(UserError, match=r"links to .*/.git/annex, which fmriprep-docker cannot bind; use engine 'podm"):
+        preprocess("success", engine="docker")
+
+
 @pytest.mark.usefixtures("wrapper")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_session_is_a_job_of_its_own(place: Path, preprocess: Preprocess, command: str) -> None:

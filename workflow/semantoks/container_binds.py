@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,26 @@ def container_binds(settings: Settings, repository: Path, start: Path) -> list[P
 
     Notes
     -----
-    Data folders are often links; the places they lead to are bound as well as the links.
+    Data folders are often links; the places they lead to are bound as well as the links. Of a data folder inside an
+    annexed dataset the files lie in the annex, which is above it.
     """
     places = [repository, start, start / settings.results, *(start / path for path in _paths(settings))]
     folders = set()
     for place in places:
-        for path in (place, place.resolve()):
+        for path in (place, place.resolve(), *_annexes(place)):
             existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
             if path.exists() or existing == path.parent:
                 folders.add(existing)
     folders.discard(Path("/"))
     return sorted(folder for folder in folders if not any(parent in folders for parent in folder.parents))
+
+
+def _annexes(place: Path) -> Iterator[Path]:
+    """Git annexes of the datasets around a folder, where links in it lead and where they really are."""
+    for path in (place, place.resolve()):
+        for annex in (folder / ".git" / "annex" for folder in path.parents):
+            if annex.is_dir():
+                yield from (annex, annex.resolve())
 
 
 def _paths(settings: Settings) -> Iterable[str]:

@@ -25,6 +25,7 @@ from semantoks.errors import UserError, run_command
 from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import FmriprepSettings, Job, build_command
 from semantoks.fmriprep_database import knows
+from semantoks.fmriprep_links import link_binds
 from semantoks.fmriprep_outputs import Target, derivatives_version, input_files, problems, raw_runs, read_bids_filter
 from semantoks.fmriprep_prepare import check_ready, licence_file, prepare, subjects_folder
 from semantoks.fmriprep_process import Ended, end_containers, run_and_show, secret_variables
@@ -155,7 +156,8 @@ def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[st
         print(f"{told}, so this job reads the dataset itself", file=sys.stderr)
         settings = replace(settings, bids_database_folder=None)
     image = None if settings.engine == "native" else find_image(settings.image, settings.version)
-    command, variables = build_command(settings, job, licence_file(settings), image, _linked_folders(job))
+    linked = [] if settings.engine == "native" else _linked(job)
+    command, variables = build_command(settings, job, licence_file(settings), image, linked)
     hidden = secret_variables() if settings.engine == "native" else []
     return command, {**dict.fromkeys(hidden), **variables}
 
@@ -164,14 +166,10 @@ def _broken_links(job: Job) -> list[Path]:
     return [path for path in input_files(job.bids, job.target) if path.is_symlink() and not path.exists()]
 
 
-def _linked_folders(job: Job) -> list[Path]:
-    """Folders outside the BIDS folder in which the participant's linked files really lie."""
-    root = job.bids.resolve()
-    targets = {path.resolve().parent for path in input_files(job.bids, job.target) if path.is_symlink()}
-    outside = sorted(folder for folder in targets if not folder.is_relative_to(root))
-    # a git annex keeps every file in a folder of its own: bind what they have in common below `annex`
-    annexes = {Path(*folder.parts[: folder.parts.index("annex") + 1]) for folder in outside if "annex" in folder.parts}
-    return sorted(annexes | {folder for folder in outside if "annex" not in folder.parts})
+def _linked(job: Job) -> list[tuple[Path, Path]]:
+    """Places outside the BIDS folder that links of the target's files, or of the dataset's own, lead to."""
+    own = [path for path in job.bids.iterdir() if path.suffix in (".json", ".tsv")]
+    return link_binds(job.bids, [*own, *input_files(job.bids, job.target)])
 
 
 def _status(job: Job, status: str, reason: str | None, command: str | None = None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -94,7 +94,7 @@ class Job:
 
 
 def build_command(
-    settings: FmriprepSettings, job: Job, licence: Path, image: Image | None, linked_folders: list[Path]
+    settings: FmriprepSettings, job: Job, licence: Path, image: Image | None, linked: Sequence[tuple[Path, Path]]
 ) -> tuple[list[str], dict[str, str]]:
     """The command and the environment variables it needs beside the present ones.
 
@@ -102,7 +102,7 @@ def build_command(
     ----------
     licence : FreeSurfer licence file.
     image : the pinned image; None for ``native``.
-    linked_folders : folders outside the BIDS folder to which the participant's links point; bound read-only.
+    linked : places outside the BIDS folder that links lead to, and where they lead to inside; bound read-only.
 
     Raises
     ------
@@ -124,11 +124,11 @@ def build_command(
         return ["fmriprep", *fmriprep_arguments(settings, job, places)], variables
     assert image is not None
     if settings.engine == "docker":
-        return _docker(settings, job, places, image, linked_folders), {}
+        return _docker(settings, job, places, image, linked), {}
     binds = [(path, INSIDE[name], name in ("bids", "licence", "filter")) for name, path in places.items()]
     if settings.templateflow:
         binds.append((str(Path(settings.templateflow).absolute()), _TEMPLATEFLOW, True))
-    binds += [(str(folder), str(folder), True) for folder in linked_folders]
+    binds += [(str(path), str(inside), True) for path, inside in linked]
     arguments = fmriprep_arguments(settings, job, {name: INSIDE[name] for name in places})
     engine = _podman if settings.engine == "podman" else _apptainer
     return [*engine(settings, job, binds, image), *arguments], {}
@@ -158,14 +158,18 @@ def fmriprep_arguments(settings: FmriprepSettings, job: Job, places: Mapping[str
 
 
 def _docker(
-    settings: FmriprepSettings, job: Job, places: Mapping[str, str], image: Image, linked_folders: list[Path]
+    settings: FmriprepSettings,
+    job: Job,
+    places: Mapping[str, str],
+    image: Image,
+    linked: Sequence[tuple[Path, Path]],
 ) -> list[str]:
     """``fmriprep-docker`` takes paths of this machine and binds them itself, and nothing else."""
     what = None
     if settings.templateflow:
         what = "key 'fmriprep.templateflow': a folder of templates"
-    elif linked_folders:
-        what = f"{job.bids}/sub-{job.target.participant}: links to {', '.join(map(str, linked_folders))}"
+    elif linked:
+        what = f"{job.bids}/sub-{job.target.participant}: links to {', '.join(str(path) for path, _ in linked)}"
     if what:
         raise UserError(f"{what}, which fmriprep-docker cannot bind; use engine 'podman' or 'apptainer'")
     arguments = fmriprep_arguments(settings, job, places)
