@@ -306,6 +306,8 @@ def clean(
         filtered = any(edge is not None for edge in pass_band)
         series = detrend(series, None if filtered else use)
     vary = _vary(series[n_rois:, use], magnitude)
-    series = band_pass(np.concatenate([series[:n_rois], series[n_rois:][vary]]), tr, *pass_band)
+    if not vary.all():
+        series = np.concatenate([series[:n_rois], series[n_rois:][vary]])
+    series = band_pass(series, tr, *pass_band)
     cleaned = regress(series[:n_rois], series[n_rois:], use)
     return np.pad(cleaned, ((0, 0), (span.start, n_frames - span.stop)), mode="edge")
