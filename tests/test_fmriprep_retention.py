@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -105,9 +106,11 @@ def test_what_the_first_attempt_made_goes_after_the_second(run: Runner, derivati
     assert [path.name for path in (tmp_path / "status").iterdir()] == ["sub-01.json"]
 
 
-def test_what_a_failed_job_left_stays(run: Runner, derivatives: Path) -> None:
-    """The user may have mended it, as reconstructions are mended, before it runs again."""
-    run("crash", retention="used")
+@pytest.mark.parametrize(("behaviour", "attempts"), [("crash", "1"), ("memory", "2")])
+def test_what_an_earlier_job_left_stays(run: Runner, derivatives: Path, behaviour: str, attempts: str) -> None:
+    """The user may have mended it, as reconstructions are mended, before it runs again; also when it has no status."""
+    with contextlib.suppress(SystemExit):
+        run(behaviour, "--attempts", attempts, retention="used")
     run("success", retention="used")
     assert {*UNUSED, *SURFACES} < files(derivatives)
 

@@ -98,7 +98,7 @@ def preprocess(
         folder.mkdir(parents=True, exist_ok=True)
     end_containers(settings.engine, job.work)
     subjects = None if settings.freesurfer_folder else subjects_folder(settings, job.derivatives)
-    earlier = there_before(_record(status_file), job.derivatives, job.target, subjects)
+    earlier = there_before(_record(status_file), attempt.number == 1, job.derivatives, job.target, subjects)
     write_json(journal, {"last": attempt.last, "slurm_job": os.environ.get("SLURM_JOB_ID")})
     ended = run(command, variables)
     end_containers(settings.engine, job.work)

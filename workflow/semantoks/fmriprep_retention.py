@@ -21,15 +21,16 @@ _REPORTS = ("figures", "log")
 """Folders of a participant with its report's figures, and with what fMRIPrep says of crashes and citations."""
 
 
-def there_before(record: Path, derivatives: Path, target: Target, subjects: Path | None) -> set[Path]:
+def there_before(record: Path, first: bool, derivatives: Path, target: Target, subjects: Path | None) -> set[Path]:
     """Files of a participant (or session) that were there before the first attempt of its job, which writes them down.
 
     Parameters
     ----------
     record : file (JSON) that the first attempt writes and the others read.
+    first : whether this is the first attempt: what an earlier job left may have been mended since.
     subjects : as for :func:`keep_used`.
     """
-    if not record.is_file():
+    if first or not record.is_file():
         folders = [_folder(derivatives, target), *([subjects / target.name] if subjects else [])]
         write_json(record, {"there_before": [str(path) for folder in folders for path in _files(folder)]})
     return set(map(Path, read_json(record)["there_before"]))
