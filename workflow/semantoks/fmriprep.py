@@ -91,8 +91,7 @@ def preprocess(
         before = run(*_own_command(settings.before_command, job))
         if before.code:
             return _status(job, "failed", f"key 'fmriprep.before_command': {before.reason}")
-    broken = _broken_links(job)
-    if broken:
+    if broken := _broken_links(job):
         return _status(job, "failed", f"{broken[0]} is a link to nothing (annexed data not fetched?)")
     for folder in (job.derivatives, job.work, job.work / "home", job.work / "tmp"):
         folder.mkdir(parents=True, exist_ok=True)
