@@ -270,7 +270,7 @@ class TestReach:
 
     def test_what_permutations_cannot_reach_is_said(self, network: list[pd.DataFrame]) -> None:
         rows = pd.concat(network).query("protocol == 'random'")
-        null = pd.DataFrame({"permutation": range(99), "value": 0.0}).assign(
+        null = pd.DataFrame({"permutation": range(99), "value": 0.0, "unchanged": False}).assign(
             cohort="small", phenotype="score", protocol="random", row="fc-ridge", metric="r"
         )
         scores, _ = score_tables(rows, KINDS, SETTINGS, null)

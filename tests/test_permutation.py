@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from evaluation_cases import defaults
 from hypothesis import given
 from hypothesis import strategies as st
 from semantoks.baselines.features import standardise
@@ -18,8 +19,10 @@ from semantoks.baselines.tasks import Permuted, Task
 from semantoks.files import read_table
 from semantoks.metrics import METRICS, site_mean
 from semantoks.phenotypes import Phenotype
+from semantoks.scores import Null, score_tables
 from semantoks.splits import make_units, random_parts, site_parts
 from semantoks.statistics import corrected_t, permutation_p
+from semantoks.tables import marks, p_value
 from test_probe import Study, planted
 
 PENALTIES = [1.0, 0.1, 0.01, 0.001]
@@ -40,9 +43,13 @@ def people(n: int, n_sites: int = 4, siblings: int = 0) -> pd.DataFrame:
     number = np.arange(n)
     family = np.where(number < 2 * siblings, number // 2, number + n)
     site = np.where(number < 2 * siblings, number // 2, number) % n_sites
-    return pd.DataFrame(
-        {"cohort": "x", "site": site.astype(str), "site_group": site.astype(str), "family": family.astype(str)}
-    )
+    who = pd.DataFrame({"cohort": "x", "site": site.astype(str), "site_group": site.astype(str)})
+    return who.assign(participant_id=number.astype(str), family=family.astype(str))
+
+
+def sessions_of(who: pd.DataFrame, counts: np.ndarray | int) -> pd.DataFrame:
+    """Each participant as often as there are sessions."""
+    return who.loc[np.repeat(who.index, counts)].reset_index(drop=True)
 
 
 class TestOrders:
@@ -68,6 +75,48 @@ class TestOrders:
 
     def test_one_participant_per_site_cannot_move(self) -> None:
         assert (permuted_orders(np.arange(4), people(4), 3, "x") == np.arange(4)).all()
+
+    def test_sessions_change_places_within_a_participant_and_participants_as_a_whole(self) -> None:
+        who = sessions_of(people(40), 2)
+        orders = permuted_orders(np.arange(80), who, 200, "x")
+        person = who["participant_id"].to_numpy()
+        assert (np.sort(orders, axis=1) == np.arange(80)).all()
+        first, second = orders[:, ::2], orders[:, 1::2]
+        assert (person[first] == person[second]).all(), "both sessions get the labels of one participant"
+        assert 0.4 < (first < second).mean() < 0.6, "in either order"
+        assert (who["site"].to_numpy()[orders] == who["site"].to_numpy()).all()
+        # What every participant has before and after moves, with as many of either as there were.
+        before = np.arange(80) % 2
+        drawn = before[orders]
+        assert (drawn[:, ::2] + drawn[:, 1::2] == 1).all()
+        assert len(np.unique(drawn, axis=0)) == 200
+        # What no session changes stays the same in both.
+        constant = (np.arange(80) // 2)[orders]
+        assert (constant[:, ::2] == constant[:, 1::2]).all()
+
+    def test_sessions_at_two_sites_keep_them(self) -> None:
+        who = sessions_of(people(12, n_sites=1), 2).assign(site=["a", "b"] * 12)
+        orders = permuted_orders(np.arange(24), who, 50, "x")
+        assert (orders % 2 == np.arange(24) % 2).all()
+        assert (orders != np.arange(24)).any()
+
+    def test_two_sessions_of_one_are_not_those_of_two_siblings(self) -> None:
+        """Else one participant would get two labels of something that no session changes."""
+        who = pd.DataFrame({"cohort": "x", "site": "a", "participant_id": list("112345"), "family": list("112244")})
+        who["family"] = ["f", "f", "g", "g", "h", "h"]
+        orders = permuted_orders(np.arange(6), who, 50, "x")
+        assert (np.sort(orders[:, :2], axis=1) == [0, 1]).all()
+        assert (orders[:, 2:] >= 2).all()
+        assert (orders[:, 2] > 3).any()
+
+    def test_a_family_is_matched_by_its_make_up_whatever_its_order(self) -> None:
+        who = pd.DataFrame({"cohort": "x", "site": "a", "participant_id": list("112344"), "family": list("ffffgg")})
+        who["family"] = ["f", "f", "f", "g", "g", "g"]
+        orders = permuted_orders(np.arange(6), who, 50, "x")
+        swapped = orders[orders[:, 0] > 2]
+        assert len(swapped)
+        assert set(map(tuple, np.sort(swapped[:, :2], axis=1))) == {(4, 5)}
+        assert (swapped[:, 2] == 3).all()
 
 
 class TestChain:
@@ -99,6 +148,8 @@ class TestChain:
             (alone,) = fit(head, second[both], permuted[both], n_classes, [penalty])
             np.testing.assert_allclose(made.scores[number], alone.scores(second[one.test]), atol=1e-3)
             np.testing.assert_array_equal(made.targets[number], permuted[one.test])
+        assert not made.unchanged.any()
+        assert permute(head, one, (first, second), np.arange(60)[None], SETTINGS | {"refit": refit}).unchanged.all()
 
     @pytest.mark.parametrize("head", ["ridge", "logistic"])
     def test_indicators_of_sites_as_features(self, head: str) -> None:
@@ -126,7 +177,9 @@ class TestChain:
         halves = []
         for rows in (np.arange(12), np.arange(12, 24)):
             one = task(dict.fromkeys([f"{n:02d}" for n in rows], "test"), np.zeros(24), n_classes)
-            halves.append((Task(**{**vars(one), "test": rows}), Permuted(draw[:, rows], scores[:, rows])))
+            halves.append(
+                (Task(**{**vars(one), "test": rows}), Permuted(draw[:, rows], scores[:, rows], np.zeros(7, bool)))
+            )
         site = np.repeat(list("abcd"), [12, 6, 4, 2])
         repeated = [(replace(one, repetition=number), made) for number, (one, made) in enumerate(halves)]
         random = null_values(repeated, site)
@@ -163,7 +216,10 @@ class TestChain:
         rows = np.arange(n)
         one = replace(task({"0": "train"}, target, n_classes, "leave-site-out"), test=rows[: n // 2], training=rows[:0])
         other = replace(one, test=rows[n // 2 :])
-        made = [(half, Permuted(target[None, half.test], scores[None, half.test])) for half in (one, other)]
+        made = [
+            (half, Permuted(target[None, half.test], scores[None, half.test], np.ones(1, bool)))
+            for half in (one, other)
+        ]
         found = null_values(made, site)
         for name, metric in METRICS[kind].items():
             expected = metric(target.astype(float), scores, np.ones((1, n)))
@@ -180,7 +236,9 @@ class TestChain:
         for _ in range(400):
             y, scores = np.r_[generator.normal(size=20), np.full(20, 3.0)], generator.normal(size=(40, 1))
             drawn = np.stack([np.r_[generator.permutation(y[:20]), y[20:]] for _ in range(99)])
-            null = null_values([(one, Permuted(drawn, np.tile(scores, (99, 1, 1))))], site)["site_r"]
+            null = null_values([(one, Permuted(drawn, np.tile(scores, (99, 1, 1)), np.zeros(99, bool)))], site)[
+                "site_r"
+            ]
             p.append(permutation_p(site_mean("regression", y, scores, site), null))
         assert (np.array(p) < 0.05).mean() <= 0.06
 
@@ -207,23 +265,81 @@ def test_a_row_of_the_table_brings_its_metrics_under_permuted_labels(tmp_path: P
     assert set(read_table(path)["metric"]) == {"balanced_accuracy", "auroc", "macro_f1", "site_auroc"}
 
 
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("site", [f"s{number}" for number in range(36)]),
+        ("family", [f"f{size}" for size in range(1, 9) for _ in range(size)]),
+    ],
+)
+def test_labels_that_cannot_move_are_no_test(tmp_path: Path, column: str, cells: list[str]) -> None:
+    """Sites of one participant, or families of eight different sizes: not p = 1, but none."""
+    table, bold = planted(36)
+    table[column] = cells
+    alone = {"protocols": ["random"], "solved_repetitions": 2, "repetitions": 2}
+    permutations = {"regression": 99, "classification": 99, "classification_up_to": None}
+    settings = {"site_column": "site" if column == "site" else None, "family_column": None}
+    settings |= {"family_column": "family"} if column == "family" else {}
+    study = Study(tmp_path, table, bold, probe=defaults("probe") | alone | {"permutations": permutations}, **settings)
+    path = tmp_path / "permutations.parquet"
+    rows = [study.row("majority"), study.row("fc", "--shards", str(study.shards), "--permutations", str(path))]
+    null = read_table(path)
+    assert null["unchanged"].all()
+    kinds = {"group": "classification", "score": "regression"}
+    scores, _ = score_tables(pd.concat(rows), kinds, defaults("tables"), null)
+    scores = scores[scores["primary"] & (scores["row"] != "majority")]
+    assert scores["p_majority"].isna().all()
+    assert scores["p_majority_adjusted"].isna().all()
+    assert scores["untested_majority"].str.startswith("too few different permutations for 0.05").all()
+    assert all(marks(record, 0.05).endswith("?") for _, record in scores.iterrows())
+    assert p_value(scores.iloc[0], "p_majority", "untested_majority") == "n/a"
+
+
+class TestTooFewPermutations:
+    values = np.linspace(0, 0.5, 199)
+
+    @pytest.mark.parametrize(("unchanged", "tested"), [(0, True), (8, True), (9, False), (199, False)])
+    def test_the_smallest_possible_p_decides(self, unchanged: int, tested: bool) -> None:
+        """The metric of labels that did not change is as good as itself: p is (1 + those) / 200 at the least."""
+        null = Null(self.values, np.arange(199) < unchanged)
+        assert (null.untested(0.05) is None) == tested
+
+    def test_few_permutations_alone_are_said_elsewhere(self) -> None:
+        assert Null(self.values[:9], np.zeros(9, bool)).untested(0.05) is None
+
+    def test_undefined_metrics(self) -> None:
+        values = np.where(np.arange(199) < 20, np.nan, self.values)
+        found = Null(values, np.zeros(199, bool)).untested(0.05)
+        assert found == "undefined in more than 10% of the permutations (a part without a class)"
+        values[0] = 0
+        assert Null(values, np.zeros(199, bool)).untested(0.05) is None
+
+
 @pytest.mark.slow
 class TestTypeOneError:
     """Numbers that nothing predicts, of siblings who resemble each other, at sites that differ in everything."""
 
     n, cohorts, numbers, repetitions, permutations = 120, 10, 40, 10, 99
 
-    def draw(self, effect: float, site_effect: float, seed: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    def draw(
+        self, effect: float, site_effect: float, seed: int, sessions: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
         """Features [n, 300] of low rank, and numbers [numbers, n] that one factor and the site drive.
 
-        Siblings share half of the variance of both.
+        Siblings share half of the variance of both, and so do the sessions of a participant.
         """
         generator = np.random.default_rng(seed)
-        who = people(self.n, siblings=20)
+        persons = self.n // sessions
+        who = sessions_of(people(persons, siblings=20 // sessions), sessions)
         site = who["site"].astype(int).to_numpy()
-        factors, numbers = generator.normal(size=(self.n, 12)), generator.normal(size=(self.n, self.numbers))
+        factors, numbers = generator.normal(size=(persons, 12)), generator.normal(size=(persons, self.numbers))
         for values in (factors, numbers):
-            values[1:40:2] = 0.7 * values[0:40:2] + 0.7 * values[1:40:2]
+            values[1 : 40 // sessions : 2] = 0.7 * values[0 : 40 // sessions : 2] + 0.7 * values[1 : 40 // sessions : 2]
+        if sessions > 1:
+            factors, numbers = (
+                0.7 * np.repeat(values, sessions, axis=0) + 0.7 * generator.normal(size=(self.n, values.shape[1]))
+                for values in (factors, numbers)
+            )
         loadings = generator.normal(size=(12, 300)) / np.arange(1, 13)[:, None]
         features = factors @ loadings + 0.5 * site[:, None] * generator.normal(size=300)
         features += generator.normal(size=features.shape)
@@ -247,11 +363,12 @@ class TestTypeOneError:
     ) -> Iterator[tuple[np.ndarray, list[float]]]:
         """The metric of each number under its true and under permuted labels, and (random splits) of each repetition.
 
-        Numbers are predicted, or whether they are large.
+        Numbers are predicted, or whether they are large: of several sessions, in which one of the two.
         """
         features, numbers, who = drawn
         if classes:
-            numbers = (numbers > 0.75).astype(np.int64)
+            mean = numbers.reshape(len(numbers), -1, 2).mean(axis=2).repeat(2, axis=1)
+            numbers = (numbers > (mean if who["participant_id"].duplicated().any() else 0.75)).astype(np.int64)
         metric = (
             ("balanced_accuracy" if classes else "r") if protocol == "random" else "site_auroc" if classes else "site_r"
         )
@@ -279,9 +396,9 @@ class TestTypeOneError:
                 yield null_values(made, site)[metric], []
 
     @pytest.mark.parametrize("classes", [False, True])
-    @pytest.mark.parametrize("protocol", ["random", "leave-site-out"])
+    @pytest.mark.parametrize(("protocol", "sessions"), [("random", 1), ("random", 2), ("leave-site-out", 1)])
     def test_a_twentieth_of_true_nulls_is_rejected_and_what_is_there_is_found(
-        self, protocol: str, classes: bool
+        self, protocol: str, sessions: int, classes: bool
     ) -> None:
         """Sites differ in what is predicted, and features know the site: that alone is no evidence."""
         p = {}
@@ -289,7 +406,7 @@ class TestTypeOneError:
         strong = 1.6 if classes else 0.8
         # Labels of classes take longer.
         for effect, cohorts in ((0, self.cohorts // (1 + classes)), (strong, 2 - classes)):
-            drawn = (self.draw(effect, 0.5, seed) for seed in range(cohorts))
+            drawn = (self.draw(effect, 0.5, seed, sessions) for seed in range(cohorts))
             found = [value for one in drawn for value, _ in self.values(protocol, one, self.permutations, classes)]
             p[effect] = np.array([permutation_p(value[0], value[1:]) for value in found])
         assert (p[0] < 0.05).mean() <= 0.06

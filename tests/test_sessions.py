@@ -203,6 +203,24 @@ class TestRows:
         ridge = rows[rows["phenotype"] == "score"]
         assert np.corrcoef(ridge["y_true"], np.stack(ridge["y_score"])[:, 0])[0, 1] > 0.99
 
+    def test_what_every_participant_has_before_and_after_is_tested(self, tmp_path: Path) -> None:
+        """Such labels are the same in all participants: only within them is there something to permute."""
+        table = sessions_table()
+        made = Study(tmp_path, table.assign(group=np.where(table["session"] == "ses-pre", "patient", "control")))
+        permutations = {"regression": 0, "classification": 199, "classification_up_to": None}
+        made.settings["probe"] |= {"protocols": ["random"], "permutations": permutations}
+        made.settings["phenotypes"] = {"group": {"column": "group", "type": "classification"}}
+        made.split()
+        null = tmp_path / "null.parquet"
+        rows = pd.concat(
+            [made.row("majority"), made.row("fc", "--shards", str(made.shards), "--permutations", str(null))]
+        )
+        scores, _ = score_tables(rows, {"group": "classification"}, defaults("tables"), read_table(null))
+        one = scores[scores["primary"] & (scores["row"] == "fc-logistic")].iloc[0]
+        assert one["mean"] > 0.85
+        assert one["test_majority"] == "permutation"
+        assert one["p_majority"] == 1 / 200
+
     def test_the_table_resamples_participants(self, study: Study) -> None:
         rows = pd.concat([study.row("majority"), study.row("fc", "--shards", str(study.shards))])
         kinds = {"group": "classification", "score": "regression"}

@@ -255,15 +255,14 @@ class Nulls:
             self.made.setdefault((row, task.phenotype.name, task.protocol), []).append((task, permuted))
 
     def table(self) -> pd.DataFrame:
-        """Columns row, phenotype, protocol, metric, permutation, value."""
-        tables = [
-            pd.DataFrame({"metric": metric, "permutation": np.arange(len(values)), "value": values}).assign(
-                row=row, phenotype=phenotype, protocol=protocol
-            )
-            for (row, phenotype, protocol), made in sorted(self.made.items())
-            for metric, values in null_values(made, self.site).items()
-        ]
-        columns = ["row", "phenotype", "protocol", "metric", "permutation", "value"]
+        """Columns row, phenotype, protocol, metric, permutation, value, unchanged."""
+        tables = []
+        for (row, phenotype, protocol), made in sorted(self.made.items()):
+            unchanged = np.all([permuted.unchanged for _, permuted in made], axis=0)
+            for metric, values in null_values(made, self.site).items():
+                one = pd.DataFrame({"permutation": np.arange(len(values)), "value": values, "unchanged": unchanged})
+                tables.append(one.assign(row=row, phenotype=phenotype, protocol=protocol, metric=metric))
+        columns = ["row", "phenotype", "protocol", "metric", "permutation", "value", "unchanged"]
         return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
@@ -361,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about |= {"cohort": rows["cohort"].iloc[0], "splits": read_metadata(arguments.splits)["settings"]["probe"]}
     write_table(arguments.output, rows, provenance("probe", arguments.settings, inputs, **about))
     if arguments.permutations:
-        permuted = permuted.astype({"permutation": "int64", "value": "float64"})
+        permuted = permuted.astype({"permutation": "int64", "value": "float64", "unchanged": "bool"})
         write_table(arguments.permutations, permuted, provenance("probe", arguments.settings, inputs))
     print(f"{arguments.row}: {len(rows)} predictions in {time.perf_counter() - began:.1f} s", file=sys.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 from semantoks.errors import UserError
 from semantoks.metrics import SITE_METRIC, SMALLER_IS_BETTER
 from semantoks.protocols import LEARNING_CURVE
-from semantoks.statistics import draws_for, holm, interval, permutation_p, undefined_share
+from semantoks.statistics import MOST_UNDEFINED, draws_for, holm, interval, permutation_p, undefined_share
 from semantoks.summaries import HeldOutSites, RandomSplits, Summary, summarise
 from semantoks.task_scores import Row, TaskScores, collect
 
@@ -25,20 +26,45 @@ SITE_COLUMNS = ["cohort", "protocol", "phenotype", "metric", "row", "site_group"
 PERMUTATION = "permutation"
 
 
-def null_draws(permuted: pd.DataFrame | None) -> dict[tuple[str, ...], Floats]:
-    """Metrics under permuted labels [permutations] by (cohort, phenotype, protocol, row, metric).
+@dataclass(frozen=True)
+class Null:
+    """A metric under permuted labels: ``values``, and whether no label changed (``unchanged``), both [permutations]."""
+
+    values: Floats
+    unchanged: npt.NDArray[np.bool_]
+
+    def untested(self, alpha: float) -> str | None:
+        """Why these permutations are no test at a level; None when they are one."""
+        if np.isnan(self.values).mean() > MOST_UNDEFINED:
+            return f"undefined in more than {MOST_UNDEFINED:.0%} of the permutations (a part without a class)"
+        possible = 1 + len(self.values)
+        # Where nothing moves, the metric is what it is: as good as itself, however good it is.
+        if 1 / possible < alpha <= (1 + self.unchanged.sum()) / possible:
+            return (
+                f"too few different permutations for {alpha}: labels move within sites, between families of one "
+                "make-up, and between sessions of a participant"
+            )
+        return None
+
+
+def null_draws(permuted: pd.DataFrame | None) -> dict[tuple[str, ...], Null]:
+    """Metrics under permuted labels by (cohort, phenotype, protocol, row, metric).
 
     Pretraining seeds are averaged: permutation b has the same labels in all of them.
     """
     if permuted is None or permuted.empty:
         return {}
     keys = ["cohort", "phenotype", "protocol", "row", "metric"]
-    mean = permuted.groupby([*keys, "permutation"], sort=True)["value"].mean().reset_index()
-    return {tuple(map(str, key)): part["value"].to_numpy() for key, part in mean.groupby(keys, sort=False)}
+    every = permuted.groupby([*keys, "permutation"], sort=True)
+    mean = every.agg({"value": "mean", "unchanged": "all"}).reset_index()
+    return {
+        tuple(map(str, key)): Null(part["value"].to_numpy(), part["unchanged"].to_numpy(dtype=bool))
+        for key, part in mean.groupby(keys, sort=False)
+    }
 
 
 def score_task(
-    task: TaskScores, settings: Mapping[str, Any], nulls: Mapping[tuple[str, ...], Floats], tested_draws: int
+    task: TaskScores, settings: Mapping[str, Any], nulls: Mapping[tuple[str, ...], Null], tested_draws: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Records of one task: one per row and metric, and (leave-site-out) one per row and site.
 
@@ -65,8 +91,9 @@ def score_task(
             null = nulls.get((task.cohort, task.phenotype, task.protocol, row.name, metric))
             record = {**named, "metric": metric, "primary": metric == protocol.primary, "row": row.name}
             record |= _described(task, row, summaries[row.name], settings["confidence"])
-            record |= _compared(protocol, summaries, row.name, reference, None)
-            records.append(record | _compared(protocol, summaries, row.name, "majority", null))
+            record |= _compared(protocol, summaries, row.name, reference)
+            record |= _compared(protocol, summaries, row.name, "majority")
+            records.append(record | ({} if null is None else _permuted(summaries[row.name], null, settings["alpha"])))
     sites = []
     if isinstance(protocol, HeldOutSites):
         sites = list(_site_records(protocol, named | {"metric": SITE_METRIC[task.kind]}, reference))
@@ -100,20 +127,23 @@ def _compared(
     summaries: Mapping[str, Summary],
     row: str,
     against: str,
-    null: Floats | None,
 ) -> dict[str, Any]:
-    """A row compared with the reference (two-sided) or the majority row (better), or with its permuted labels."""
+    """A row compared with the reference (two-sided) or the majority row (better)."""
     made, end = summaries[row], "_majority" if against == "majority" else ""
     columns = [f"{name}{end}" for name in ("difference", "p", "test", "untested")]
     if row == against or against not in summaries:
         return dict(zip(columns, (np.nan, np.nan, None, None), strict=True))
     upwards = -1 if made.metric in SMALLER_IS_BETTER else 1
     found = protocol.compare(made, summaries[against], upwards if end else 0)
-    values = (found.difference, found.p, protocol.test, found.untested)
-    if null is not None:
-        p = permutation_p(made.values.mean() * upwards, null * upwards)
-        values = (found.difference, p, PERMUTATION, None)
-    return dict(zip(columns, values, strict=True))
+    return dict(zip(columns, (found.difference, found.p, protocol.test, found.untested), strict=True))
+
+
+def _permuted(made: Summary, null: Null, alpha: float) -> dict[str, Any]:
+    """What permuted labels say instead of a comparison with the majority row."""
+    upwards = -1 if made.metric in SMALLER_IS_BETTER else 1
+    untested = null.untested(alpha)
+    p = np.nan if untested else permutation_p(made.values.mean() * upwards, null.values * upwards)
+    return {"p_majority": p, "test_majority": PERMUTATION, "untested_majority": untested}
 
 
 def _site_records(protocol: HeldOutSites, named: Mapping[str, str], reference: str) -> Iterator[dict[str, Any]]:

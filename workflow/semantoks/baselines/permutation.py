@@ -6,6 +6,7 @@ success. Under permuted labels both happen in the same way, so nothing has to be
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,39 +23,69 @@ from semantoks.metrics import FEWEST_FOR_R, SITE_METRIC, varies
 from semantoks.protocols import LEAVE_SITE_OUT, SEPARATE_FOLDS, TRANSFER
 
 Floats = npt.NDArray[np.float64]
+Single = npt.NDArray[np.float32]
 
 
 def permuted_orders(members: Index, people: pd.DataFrame, count: int, name: str) -> npt.NDArray[np.intp]:
-    """Whose label each participant gets in each permutation.
+    """Whose label each unit gets in each permutation.
 
-    Labels move within a site, and families move as a whole to families of the same size: what sites and relatives
-    have in common stays as it is.
+    Labels move within a site, and families move as a whole to families of the same make-up: what sites and relatives
+    have in common stays as it is. Sessions of a participant at one site change places among themselves as well: the
+    multi-level exchangeability blocks of Winkler et al. (NeuroImage 123, 2015). A label that no session changes moves
+    between participants alone, one that every participant has before and after within them alone.
 
     Parameters
     ----------
-    members : row numbers of the participants whose labels move.
-    people : columns ``cohort``, ``site`` and ``family`` of all participants, in the order of the rows.
+    members : row numbers of the units (participants or sessions) whose labels move.
+    people : columns ``cohort``, ``participant_id``, ``site`` and ``family`` of all units, in the order of the rows.
     count : number of permutations.
     name : what the generator is seeded with; the same for all rows of a table.
 
     Returns
     -------
-    [count, participants] row numbers; who is not among the members keeps the own.
+    [count, units] row numbers; who is not among the members keeps the own.
     """
-    site = (people["cohort"] + "/" + people["site"].fillna("")).to_numpy(dtype=str)
-    family = (people["cohort"] + "/" + people["family"]).to_numpy(dtype=str)
-    families = pd.Series(members).groupby(family[members], sort=True).agg(list)
-    blocks: dict[tuple[str, ...], list[list[int]]] = {}
-    for rows in families:
-        rows = sorted(rows, key=lambda row: (site[row], row))
-        blocks.setdefault(tuple(site[rows]), []).append(rows)
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     orders = np.tile(np.arange(len(people)), (count, 1))
-    for key in sorted(blocks):
-        block = np.array(blocks[key])
-        drawn = generator.permuted(np.tile(np.arange(len(block)), (count, 1)), axis=1)
-        orders[:, block] = block[drawn]
+    blocks = _blocks(members, people)
+    for shape in sorted(blocks):
+        block = np.array(blocks[shape])
+        drawn = block[generator.permuted(np.tile(np.arange(len(block)), (count, 1)), axis=1)]
+        for sessions in _sessions(shape):
+            drawn[:, :, sessions] = generator.permuted(drawn[:, :, sessions], axis=2)
+        orders[:, block] = drawn
     return orders
+
+
+Shape = tuple[tuple[str, ...], ...]
+"""Make-up of a family: for each participant the sites of the sessions."""
+
+
+def _blocks(members: Index, people: pd.DataFrame) -> dict[Shape, list[list[int]]]:
+    """Row numbers of each family, participant by participant, by the family's make-up."""
+    site, family, person = (
+        (people["cohort"] + "/" + people[column].fillna("")).to_numpy(dtype=str)
+        for column in ("site", "family", "participant_id")
+    )
+    families: dict[str, dict[str, list[int]]] = {}
+    for row in sorted(members.tolist(), key=lambda row: (site[row], row)):
+        families.setdefault(family[row], {}).setdefault(person[row], []).append(row)
+    blocks: dict[Shape, list[list[int]]] = {}
+    for name in sorted(families):
+        persons = sorted((tuple(map(str, site[rows])), rows) for rows in families[name].values())
+        blocks.setdefault(tuple(sites for sites, _ in persons), []).append([row for _, rows in persons for row in rows])
+    return blocks
+
+
+def _sessions(shape: Shape) -> Iterator[slice]:
+    """Where in a block stand several sessions of one participant at one site."""
+    start = 0
+    for sites in shape:
+        for _, same in itertools.groupby(sites):
+            end = start + len(list(same))
+            if end - start > 1:
+                yield slice(start, end)
+            start = end
 
 
 def permute(
@@ -69,9 +100,12 @@ def permute(
     settings : the section ``probe``.
     """
     both = np.sort(np.concatenate([task.training, task.validation])) if settings["refit"] else task.training
-    if not task.n_classes:
-        return _permute_numbers(task, scores, both, orders, settings["penalties"])
-    return _permute_classes(head, task, scores, both, orders, settings["penalties"])
+    labels, penalties = task.target[orders], settings["penalties"]
+    if task.n_classes:
+        found = _permute_classes(head, task, scores, both, labels, penalties)
+    else:
+        found = _permute_numbers(task, scores, both, labels.T, penalties)
+    return Permuted(labels[:, task.test], found, (labels == task.target).all(axis=1))
 
 
 def _permute_classes(
@@ -79,26 +113,25 @@ def _permute_classes(
     task: Task,
     scores: tuple[Floats, Floats],
     both: Index,
-    orders: npt.NDArray[np.intp],
+    labels: npt.NDArray[np.int64],
     penalties: Sequence[float],
-) -> Permuted:
-    """All permutations at once, for logistic and ridge."""
+) -> Single:
+    """Scores [permutations, test, classes] of all permutations at once, for logistic and ridge."""
     first, second = scores
-    labels = task.target[orders]
     strongest_first = sorted(penalties, reverse=True)
     heads = ManyHeads(head, first[task.training], labels[:, task.training], task.n_classes)
     errors = []
     for weight in heads.path(strongest_first):
         errors.append(_losses(head, heads.scores(first[task.validation], weight), labels[:, task.validation].T))
     best = np.argmin(errors, axis=0)
-    found = np.empty((len(orders), len(task.test), task.n_classes), dtype=np.float32)
+    found = np.empty((len(labels), len(task.test), task.n_classes), dtype=np.float32)
     for number, penalty in enumerate(strongest_first):
         chosen = np.flatnonzero(best == number)
         if len(chosen):
             heads = ManyHeads(head, second[both], labels[chosen][:, both], task.n_classes)
             (weight,) = heads.path([penalty])
             found[chosen] = np.moveaxis(heads.scores(second[task.test], weight), 1, 0)
-    return Permuted(labels[:, task.test], found)
+    return found
 
 
 def _losses(head: str, scores: Floats, labels: npt.NDArray) -> Floats:
@@ -113,26 +146,25 @@ def _losses(head: str, scores: Floats, labels: npt.NDArray) -> Floats:
 
 
 def _permute_numbers(
-    task: Task, scores: tuple[Floats, Floats], both: Index, orders: npt.NDArray[np.intp], penalties: Sequence[float]
-) -> Permuted:
-    """All permutations at once: a ridge regression is linear in its targets."""
+    task: Task, scores: tuple[Floats, Floats], both: Index, targets: Floats, penalties: Sequence[float]
+) -> Single:
+    """Numbers [permutations, test, 1] of all permutations at once: a ridge regression is linear in its targets."""
     first, second = scores
-    targets = task.target[orders].T
     strongest_first = sorted(penalties, reverse=True)
     tuned = _ridge_path(first, task.training, task.validation, targets, strongest_first)
     errors = np.stack([((made - targets[task.validation]) ** 2).mean(axis=0) for made in tuned])
     best = errors.argmin(axis=0)
-    found = np.empty((len(task.test), len(orders)), dtype=np.float32)
+    found = np.empty((len(task.test), targets.shape[1]), dtype=np.float32)
     for number, penalty in enumerate(strongest_first):
         chosen = np.flatnonzero(best == number)
         if len(chosen):
             found[:, chosen] = next(_ridge_path(second, both, task.test, targets[:, chosen], [penalty]))
-    return Permuted(targets[task.test].T, found.T[:, :, None])
+    return found.T[:, :, None]
 
 
 def _ridge_path(
     features: Floats, fitted: Index, tested: Index, targets: Floats, penalties: Sequence[float]
-) -> Iterator[npt.NDArray[np.float32]]:
+) -> Iterator[Single]:
     """Predictions [tested, targets] of ``linear.ridge`` for each penalty; large products in float32."""
     mean = features[fitted].mean(axis=0)
     level = targets[fitted].mean(axis=0)

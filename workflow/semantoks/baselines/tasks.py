@@ -68,11 +68,13 @@ class Task:
 class Permuted:
     """Permuted ``targets`` [permutations, test] of a task's test participants and the ``scores`` that a head found.
 
-    ``scores`` is [permutations, test, classes or 1].
+    ``scores`` is [permutations, test, classes or 1]; ``unchanged`` [permutations] whether everybody's label, those
+    fitted on included, stayed what it is.
     """
 
     targets: npt.NDArray
     scores: npt.NDArray[np.floating]
+    unchanged: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
