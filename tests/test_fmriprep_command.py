@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fmriprep_cases import DIGEST, IMAGE, SPACE, Runner
+from fmriprep_cases import DIGEST, IMAGE, RUNS, SPACE, Runner
 from semantoks import fmriprep_command, fmriprep_database, fmriprep_dry_run
 from semantoks.errors import UserError
 
@@ -145,7 +145,7 @@ def test_cohorts_have_their_own_reconstructions_and_databases(
         run("crash", "--cohort", cohort, **shared)
         words = (tmp_path / "arguments").read_text().split("\n")
         assert words[words.index("--fs-subjects-dir") + 1] == str(tmp_path / cohort / "subjects")
-        told = f"{tmp_path}/databases/{cohort}: no database of {bids} with sub-01"
+        told = f"{tmp_path}/databases/{cohort}: no database of {bids} with all BOLD images of sub-01"
         if cohort == "study":
             assert words[words.index("--bids-database-dir") + 1] == str(tmp_path / "databases/study")
             assert told not in capsys.readouterr().err
@@ -159,7 +159,8 @@ def write_database(folder: Path, dataset: Path) -> None:
     folder.mkdir(parents=True)
     with sqlite3.connect(folder / fmriprep_database.DATABASE) as database:
         database.execute("CREATE TABLE files (path TEXT)")
-        database.execute("INSERT INTO files VALUES ('/data/sub-01/func/x.nii.gz')")
+        images = [f"/data/sub-01/func/{run}_bold.nii.gz" for run in RUNS]
+        database.executemany("INSERT INTO files VALUES (?)", [(image,) for image in images])
     (folder / fmriprep_database.DATASET).write_text(json.dumps({"dataset": str(dataset)}))
 
 

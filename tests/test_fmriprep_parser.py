@@ -142,19 +142,25 @@ def test_the_database_made_beforehand_is_what_fmriprep_reads(
     defaults = {key: entry["default"] for key, entry in SCHEMA["properties"].items()}
     settings = FmriprepSettings(**(defaults | {"engine": "native"}))
     raw(folders / "bids", "sub-01_task-rest")
-    assert not knows(folders / "base", folders / "bids", "01")
+
+    def known(label: str, dataset: str = "bids") -> bool:
+        return knows(folders / "base", folders / dataset, Target(label, None, (), {}))
+
+    assert not known("01")
     assert make_database(settings, folders / "bids", folders / "base") is None
     raw(folders / "bids", "sub-02_task-rest")
     before = (folders / "base/layout_index.sqlite").read_bytes()
     assert make_database(settings, folders / "bids", folders / "base") is None
     assert (folders / "base/layout_index.sqlite").read_bytes() == before, "made once"
-    assert [knows(folders / "base", folders / "bids", label) for label in ("01", "02", "0")] == [True, False, False]
+    assert [known(label) for label in ("01", "02", "0")] == [True, False, False]
     words = [str(python), "-c", _PROGRAM + "print(*config.execution.layout.get_subjects())"]
     ended = subprocess.run([*words, str(folders / "bids"), str(folders / "base")], capture_output=True, text=True)
     assert ended.stdout.split() == ["01"], ended.stderr
+    raw(folders / "bids", "sub-01_ses-2_task-rest")
+    assert not known("01"), "a further session is not in it"
     assert make_database(settings, another_dataset(folders), folders / "base") is None
-    known = [knows(folders / "base", folders / name, label) for name in ("bids", "another") for label in ("01", "03")]
-    assert known == [False, False, False, True], "the folder's database is made anew for another dataset"
+    of_another = [known(label, name) for name in ("bids", "another") for label in ("01", "03")]
+    assert of_another == [False, False, False, True], "the folder's database is made anew for another dataset"
     problem = make_database(settings, folders / "absent", folders / "other")
     assert problem is not None
     assert "exit code 1" in problem

@@ -150,8 +150,8 @@ def command_of(settings: FmriprepSettings, job: Job) -> tuple[list[str], dict[st
     FreeSurfer writes its environment into ``scripts/recon-all.env``; containers do not have ours.
     """
     database = settings.bids_database_folder
-    if database and not knows(Path(database), job.bids, job.target.participant):
-        told = f"{database}: no database of {job.bids} with sub-{job.target.participant}"
+    if database and not knows(Path(database), job.bids, job.target):
+        told = f"{database}: no database of {job.bids} with all BOLD images of {job.target.name}"
         print(f"{told}, so this job reads the dataset itself", file=sys.stderr)
         settings = replace(settings, bids_database_folder=None)
     image = None if settings.engine == "native" else find_image(settings.image, settings.version)

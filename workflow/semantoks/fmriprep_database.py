@@ -12,6 +12,7 @@ from pathlib import Path
 from semantoks.container_images import find_image
 from semantoks.files import read_json, write_json
 from semantoks.fmriprep_command import INSIDE, FmriprepSettings, apptainer_file
+from semantoks.fmriprep_outputs import Target, input_files
 from semantoks.fmriprep_process import clean_environment
 
 DATABASE = "layout_index.sqlite"
@@ -57,16 +58,18 @@ def _is_of(folder: Path, bids: Path) -> bool:
     return (folder / DATABASE).is_file() and origin.is_file() and read_json(origin)["dataset"] == str(bids.resolve())
 
 
-def knows(folder: Path, bids: Path, participant: str) -> bool:
-    """Whether there is a database of the dataset in ``folder`` that has the participant, who may have come later."""
+def knows(folder: Path, bids: Path, target: Target) -> bool:
+    """Whether there is a database of the dataset in ``folder`` with the target's BOLD images: some may be newer."""
     if not _is_of(folder, bids):
         return False
     try:
         with sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True) as database:
-            found = database.execute("SELECT 1 FROM files WHERE path LIKE ? LIMIT 1", [f"%/sub-{participant}/%"])
-            return found.fetchone() is not None
+            found = database.execute("SELECT path FROM files WHERE path LIKE ?", [f"%/sub-{target.participant}/%"])
+            names = {Path(path).name for (path,) in found}
     except sqlite3.DatabaseError:
         return False
+    images = {path.name for path in input_files(bids, target) if path.name.split(".nii")[0].endswith("_bold")}
+    return bool(names) and images <= names
 
 
 def _command(settings: FmriprepSettings, bids: Path, target: Path) -> list[str]:
