@@ -89,6 +89,7 @@ def write_cohort(results: Path) -> None:
     splits = splits.assign(repetition=0, fold=0, part="test")
     about = {"checksums": {"sex": {"random": "c0ffee" * 8}}, "n_participants": 3}
     about["unmatched"] = {"recording_only": [], "table_only": [NAMES[1]]}
+    about["not_scored"] = {"without_site": [NAMES[1]], "phenotypes": {"age_bins": "nobody here has bin 1"}}
     settings = cohort | {"probe": {"repetitions": 10}}
     write_table(results / "study/splits.parquet", splits, provenance("splits", settings, **about))
     write_json(results / "atlas/atlas.json", {"name": "tiny", "space": None, "sha256": {"labels": "ab"}, "sources": {}})
@@ -237,6 +238,7 @@ def test_counts_of_the_flow_per_step_site_and_phenotype(results):
     assert "north 2 1 1 1 south 2 1 2 1" in text
     assert "sex random 3 1 c0ffeec0ffeec0ff" in text
     assert "0 have a recording only, 1 a row only" in text
+    assert "1 are left out, because their site is unknown and results are within sites. age_bins is not scored:" in text
 
 
 def test_sites_count_a_participant_with_two_recordings_once():

@@ -132,9 +132,19 @@ class TestSplits:
     def test_a_class_that_nobody_is_fitted_on(self, tmp_path: Path) -> None:
         two = TwoCohorts(tmp_path)
         two.settings["phenotypes"]["group"]["values"] = {"1": "sick", "2": "control"}
-        two.split()
         with pytest.raises(UserError, match=r"abroad: phenotypes.group: expected the classes control, patient of home"):
-            two.row("majority")
+            two.split()
+
+
+def table_of(two: TwoCohorts, folder: Path) -> str:
+    """The table of abroad as Markdown, made of two rows; all its files are in ``folder``."""
+    for row in ("majority", "fc"):
+        two.row(row, *(two.time_series if row == "fc" else []))
+    published = Path(__file__).parents[1] / "resources/published.tsv"
+    settings = defaults("tables") | {"draws": 200, "simulated": False, "published_tasks": {}}
+    options = ["--settings", json.dumps(settings), "--published", str(published), "--output-folder", str(folder)]
+    tables.main([*options, "--probes", *(str(two.folder / f"{row}.parquet") for row in ("majority", "fc"))])
+    return (folder / "abroad.md").read_text()
 
 
 class TestRows:
@@ -404,11 +414,5 @@ class TestTable:
         assert tested["p_majority"] < 0.05
 
     def test_the_table_says_whose_models_were_tested(self, study: TwoCohorts, tmp_path: Path) -> None:
-        for row in ("majority", "fc"):
-            study.row(row, *(study.time_series if row == "fc" else []))
-        published = Path(__file__).parents[1] / "resources/published.tsv"
-        settings = defaults("tables") | {"draws": 200, "simulated": False, "published_tasks": {}}
-        options = ["--settings", json.dumps(settings), "--published", str(published), "--output-folder", str(tmp_path)]
-        tables.main([*options, "--probes", *(str(study.folder / f"{row}.parquet") for row in ("majority", "fc"))])
-        text = (tmp_path / "abroad.md").read_text()
+        text = table_of(study, tmp_path)
         assert "Models fitted on the training parts of the random splits of home" in text

@@ -140,13 +140,14 @@ def examples(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def phenotype_values(phenotype: Phenotype, table: pd.DataFrame) -> pd.Series:
+def phenotype_values(phenotype: Phenotype, table: pd.DataFrame, varying: bool = True) -> pd.Series:
     """The values of a phenotype, of the participants that have one.
 
     Parameters
     ----------
     phenotype : its description.
     table : participants, as :func:`read_participants` gives them.
+    varying : whether there have to be at least two different values, as for whatever a model is fitted on.
 
     Returns
     -------
@@ -155,7 +156,7 @@ def phenotype_values(phenotype: Phenotype, table: pd.DataFrame) -> pd.Series:
     Raises
     ------
     UserError
-        When the column is absent, a value is no number or not in ``values``, or nothing is left or varies.
+        When the column is absent, a value is no number or not in ``values``, or (``varying``) nothing varies.
     """
     key = f"phenotypes.{phenotype.name}"
     column = column_of(table, phenotype.column, f"{key}.column")
@@ -166,7 +167,7 @@ def phenotype_values(phenotype: Phenotype, table: pd.DataFrame) -> pd.Series:
     if phenotype.values:
         column = _mapped(phenotype, column, codes)
     values = _numbers(phenotype, column) if phenotype.is_numeric else column.map(str)
-    if values.nunique() < 2:
+    if varying and values.nunique() < 2:
         found = f"only {values.iloc[0]!r}" if len(values) else "no value at all"
         raise UserError(
             f"{key}: expected at least two different values in column {phenotype.column!r}, found {found} "

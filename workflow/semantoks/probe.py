@@ -357,7 +357,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     rows, permuted, about = probe_row(arguments, arguments.device)
     inputs = [*input_files(arguments), *own_files(arguments.settings, arguments.row)]
-    about |= {"cohort": rows["cohort"].iloc[0], "splits": read_metadata(arguments.splits)["settings"]["probe"]}
+    splits = read_metadata(arguments.splits)
+    about |= {
+        "cohort": rows["cohort"].iloc[0],
+        "splits": splits["settings"]["probe"],
+        "not_scored": splits.get("not_scored"),
+    }
     write_table(arguments.output, rows, provenance("probe", arguments.settings, inputs, **about))
     if arguments.permutations:
         permuted = permuted.astype({"permutation": "int64", "value": "float64", "unchanged": "bool"})

@@ -225,8 +225,15 @@ def splits_of(path: Path) -> dict[str, Any]:
             }
         )
     unmatched = {kind: len(names) for kind, names in about["unmatched"].items()}
-    left_out = len(about.get("left_out_as_fitted_on") or [])
-    return {"rows": rows, "participants": about["n_participants"], "unmatched": unmatched, "left_out": left_out}
+    not_scored = about.get("not_scored") or {"without_site": [], "phenotypes": {}}
+    return {
+        "rows": rows,
+        "participants": about["n_participants"],
+        "unmatched": unmatched,
+        "left_out": len(about.get("left_out_as_fitted_on") or []),
+        "without_site": len(not_scored["without_site"]),
+        "not_scored": not_scored["phenotypes"],
+    }
 
 
 def network_rows(networks: pd.DataFrame) -> list[dict[str, Any]]:

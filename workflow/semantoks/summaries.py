@@ -257,11 +257,13 @@ def summarise(task: TaskScores, settings: Mapping[str, Any], tested_draws: int) 
     settings : the section ``tables``.
     tested_draws : bootstrap draws of the primary metric where the bootstrap is the test, if more than otherwise.
     """
-    several = (
-        task.protocol == TRANSFER
-        and task.people["site_group"].nunique() > 1
-        and task.people["site_group"].notna().all()
-    )
+    sites = task.people["site_group"]
+    several = task.protocol == TRANSFER and sites.nunique() > 1
+    if several and sites.isna().any():
+        raise UserError(
+            f"{task.cohort}, {task.phenotype}: expected participants of known site only, as there are several, "
+            f"found {int(sites.isna().sum())} without; make the splits and all rows again"
+        )
     by_sites = task.protocol == LEAVE_SITE_OUT or several
     primary = settings["primary"][LEAVE_SITE_OUT if by_sites else RANDOM][task.kind]
     return (HeldOutSites if by_sites else RandomSplits)(task, settings["draws"], primary, tested_draws)

@@ -46,6 +46,7 @@ def footnotes(
     notes = [
         f"Cohort {cohort}. {_divided(scores, about)}",
         *_units(about),
+        *_not_scored(about.get("not_scored") or {}),
         *_few_repetitions(scores),
         "All rows have the same splits, by participant and family. "
         f"{_fitted(scores, probe['refit'])} Budget: {len(probe['penalties'])} penalties (logistic, ridge), "
@@ -126,6 +127,20 @@ def _units(about: Mapping[str, Any]) -> list[str]:
         "Sessions are the unit: a participant, here and in numbers of participants, is one session of somebody. All "
         "sessions of one person are in one part of a split, and intervals draw them together."
     ]
+
+
+def _not_scored(what: Mapping[str, Any]) -> list[str]:
+    """Which participants and phenotypes of a cohort for testing are left out, and why."""
+    notes = []
+    if what.get("without_site"):
+        count = len(what["without_site"])
+        notes.append(
+            f"Left out: {count} participant{'s' * (count > 1)} of unknown site, since results are within sites."
+        )
+    if what.get("phenotypes"):
+        found = "; ".join(f"{name} ({reason})" for name, reason in sorted(what["phenotypes"].items()))
+        notes.append(f"Not scored: {found}.")
+    return notes
 
 
 def _left_out(about: Mapping[str, Any]) -> str:

@@ -283,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "fitted_on": metadata[own[0]].get("fitted_on"),
             "unit": "session" if part["session_id"].notna().any() else "participant",
             "confounds_left_out": sorted(left_out),
+            "not_scored": next((found for path in own if (found := metadata[path].get("not_scored"))), None),
         }
         about = provenance(
             "tables", settings | {"probe": metadata[own[0]]["splits"]}, [*own, arguments.published], **further

@@ -97,7 +97,7 @@ class Study:
             if self.members is not None:
                 own = table[[key in self.members for key in self.keys(cohort, list(table.index))]]
                 own.attrs.update(table.attrs)
-            part = phenotype_values(cohort.phenotypes[name], own)
+            part = phenotype_values(cohort.phenotypes[name], own, varying=cohort is self.fitted)
             parts.append(part.set_axis(self.keys(cohort, list(part.index))))
         if self.transfers and not self.fitted.phenotypes[name].is_numeric:
             known = class_names(self.fitted.phenotypes[name], parts[-1])
