@@ -43,17 +43,18 @@ def principal_scores(design: Matrix, training: Index) -> Floats:
     [n, rank] float64; the columns are orthogonal on the training rows. The scale makes one grid of penalties fit
     features of any number and size.
     """
-    design = design - design[training].mean(axis=0)
     fitted = design[training]
+    mean = fitted.mean(axis=0)
+    fitted -= mean
     wide = design.shape[1] > len(training)
-    inner = (design @ fitted.T).astype(np.float64) if wide else None
+    inner = (design @ fitted.T - mean @ fitted.T).astype(np.float64) if wide else None
     gram = inner[training] if inner is not None else fitted.T.astype(np.float64) @ fitted
     variance, axes = linalg.eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
     kept = variance > SMALLEST_VARIANCE * max(variance[-1], np.finfo(np.float64).tiny)
     if not kept.any():
         return np.zeros((len(design), 1))
     variance, axes = variance[kept], axes[:, kept]
-    scores: Floats = inner @ (axes / np.sqrt(variance)) if inner is not None else design @ axes
+    scores: Floats = inner @ (axes / np.sqrt(variance)) if inner is not None else (design - mean) @ axes
     scores /= np.sqrt(variance.sum() / len(training))
     return scores
 
