@@ -270,90 +270,15 @@ class TestReach:
 
     def test_what_permutations_cannot_reach_is_said(self, network: list[pd.DataFrame]) -> None:
         rows = pd.concat(network).query("protocol == 'random'")
-        null = pd.DataFrame({"permutation": range(99), "value": 0.0, "unchanged": False}).assign(
-            cohort="small", phenotype="score", protocol="random", row="fc-ridge", metric="r"
-        )
-        scores, _ = score_tables(rows, KINDS, SETTINGS, null)
-        few = notes_of(scores, permutations=FEW | {"regression": 99})
-        assert (
-            "random, against the majority row by permutation: the smallest possible p, 0.01, times 6 tests is 0.06"
-            in few
-        )
-        assert "Out of reach" not in notes_of(scores, permutations=FEW | {"regression": 4999})
-
-
-def own_splits(tested: list[list[np.ndarray]], n: int = 80) -> pd.DataFrame:
-    """Predictions of three rows on a user's own splits: ``tested[repetition][fold]``."""
-    truth = np.random.default_rng(5).permutation(np.arange(n) % 2)
-    tables = []
-    for number, row in enumerate(("majority", "fc-logistic", "fc-ridge")):
-        generator = np.random.default_rng(number)
-        for repetition, folds in enumerate(tested):
-            for fold, people in enumerate(folds):
-                margin = (row != "majority") * (generator.normal(size=len(people)) + truth[people])
-                part = {"participant_id": [f"{person:03d}" for person in people], "y_true": truth[people].astype(float)}
-                part |= {"y_score": list(np.stack([-margin, margin], 1)), "fold": str(fold), "repetition": repetition}
-                part |= {"row": row, "head": row.split("-")[-1], "n_train": n - len(people)}
-                tables.append(pd.DataFrame(part))
-    named = {"cohort": "small", "phenotype": "group", "protocol": "given", "split_checksum": "a", "site_group": "s"}
-    table = pd.concat(tables, ignore_index=True).assign(**named, pretrain_seed=pd.NA, transductive=False)
-    return table.assign(family=table["participant_id"])
-
-
-class TestOwnSplits:
-    """The t-test reads from the spread between splits what depends on who is tested: not where always the same are."""
-
-    def folds(self, repetitions: int) -> list[list[np.ndarray]]:
-        return [np.split(np.random.default_rng(number).permutation(80), 4) for number in range(repetitions)]
-
-    @pytest.mark.parametrize("repetitions", [1, 3])
-    def test_each_fold_of_a_cross_validation_is_a_split(self, repetitions: int) -> None:
-        rows = own_splits(self.folds(repetitions))
-        scores, _ = score_tables(rows, GROUP, SETTINGS)
-        by_row = {
-            name: np.array(
-                [
-                    balanced_accuracy_score(one["y_true"], np.stack(one["y_score"]).argmax(axis=1))
-                    for _, one in part.groupby(["repetition", "fold"])
-                ]
-            )
-            for name, part in rows.groupby("row")
-        }
-        made = of(scores, "fc-ridge", "balanced_accuracy", "given")
-        assert made["mean"] == pytest.approx(by_row["fc-ridge"].mean())
-        assert (made["repetitions"], made["n"], made["n_train"], made["n_test"]) == (4 * repetitions, 80, 60, 20)
-        assert made["test"] == "corrected t-test"
-        assert made["p"] == pytest.approx(corrected_t(by_row["fc-ridge"] - by_row["fc-logistic"], 60, 20).p)
-        text = notes_of(scores, GROUP)
-        assert f"Given: the user's own splits (group: {4 * repetitions}), each fold counted as one." in text
-        assert "Given splits: corrected resampled t-test" in text
-        assert "bootstrap of the paired difference" not in text
-
-    def test_random_splits_of_the_users_own_are_compared_like_random_ones(self, network: list[pd.DataFrame]) -> None:
-        rows = pd.concat(network).query("protocol == 'random'")
-        scores, _ = score_tables(pd.concat([rows, rows.assign(protocol="given")]), KINDS, SETTINGS)
-        columns = ["phenotype", "metric", "row", "mean", "test", "p", "p_majority"]
-        random, own = (scores.loc[scores["protocol"] == name, columns] for name in ("random", "given"))
-        pd.testing.assert_frame_equal(random.reset_index(drop=True), own.reset_index(drop=True))
-
-    @pytest.mark.parametrize(
-        "tested",
-        [
-            [[np.arange(20)]] * 6,
-            [[np.arange(20)], [np.arange(20, 40)]] * 3,
-            [[np.arange(10), np.arange(10, 20)]] * 6,
-            [[np.arange(20)]],
-        ],
-        ids=["one test part", "two test parts in turn", "one test part in folds", "a single split"],
-    )
-    def test_where_the_same_participants_are_tested_the_bootstrap_is_the_test(
-        self, tested: list[list[np.ndarray]]
-    ) -> None:
-        scores, _ = score_tables(own_splits(tested), GROUP, SETTINGS)
-        assert set(scores["test"].dropna()) == {"bootstrap"}
-        text = notes_of(scores, GROUP)
-        assert "Given splits: bootstrap of the paired difference, given the trained models; where given splits" in text
-        assert "t-test" not in text
+        of_row = {"cohort": "small", "phenotype": "score", "protocol": "random", "row": "fc-ridge", "metric": "r"}
+        said = "random, against the majority row by permutation: the smallest possible p, 0.01, times 6 tests is 0.06"
+        for count, unchanged, there in ((99, 0, True), (4999, 0, False), (4999, 49, True)):
+            null = pd.DataFrame({"permutation": range(count), "value": 0.0}).assign(**of_row)
+            null["unchanged"] = null["permutation"] < unchanged
+            scores, _ = score_tables(rows, KINDS, SETTINGS, null)
+            smallest = scores["smallest_p_majority"].dropna()
+            assert smallest.to_list() == [(1 + unchanged) / (1 + count)]
+            assert (said in notes_of(scores, permutations=FEW | {"regression": count})) == there
 
 
 class TestNotes:

@@ -33,13 +33,16 @@ class Null:
     values: Floats
     unchanged: npt.NDArray[np.bool_]
 
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p that a row can have: where nothing moves, the metric is as good as itself, however good."""
+        return float((1 + self.unchanged.sum()) / (1 + len(self.unchanged)))
+
     def untested(self, alpha: float) -> str | None:
         """Why these permutations are no test at a level; None when they are one."""
         if np.isnan(self.values).mean() > MOST_UNDEFINED:
             return f"undefined in more than {MOST_UNDEFINED:.0%} of the permutations (a part without a class)"
-        possible = 1 + len(self.values)
-        # Where nothing moves, the metric is what it is: as good as itself, however good it is.
-        if 1 / possible < alpha <= (1 + self.unchanged.sum()) / possible:
+        if 1 / (1 + len(self.values)) < alpha <= self.smallest_p:
             return (
                 f"too few different permutations for {alpha}: labels move within sites, between families of one "
                 "make-up, and between sessions of a participant"
@@ -92,7 +95,7 @@ def score_task(
             record = {**named, "metric": metric, "primary": metric == protocol.primary, "row": row.name}
             record |= _described(task, row, summaries[row.name], settings["confidence"])
             record |= _compared(protocol, summaries, row.name, reference)
-            record |= _compared(protocol, summaries, row.name, "majority")
+            record |= _compared(protocol, summaries, row.name, "majority") | {"smallest_p_majority": np.nan}
             records.append(record | ({} if null is None else _permuted(summaries[row.name], null, settings["alpha"])))
     sites = []
     if isinstance(protocol, HeldOutSites):
@@ -143,7 +146,12 @@ def _permuted(made: Summary, null: Null, alpha: float) -> dict[str, Any]:
     upwards = -1 if made.metric in SMALLER_IS_BETTER else 1
     untested = null.untested(alpha)
     p = np.nan if untested else permutation_p(made.values.mean() * upwards, null.values * upwards)
-    return {"p_majority": p, "test_majority": PERMUTATION, "untested_majority": untested}
+    return {
+        "p_majority": p,
+        "test_majority": PERMUTATION,
+        "untested_majority": untested,
+        "smallest_p_majority": null.smallest_p,
+    }
 
 
 def _site_records(protocol: HeldOutSites, named: Mapping[str, str], reference: str) -> Iterator[dict[str, Any]]:

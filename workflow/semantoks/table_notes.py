@@ -59,7 +59,7 @@ def footnotes(
         "reference, one-sided (better) against the majority row, which has r = 0 by definition. "
         + _tests(scores, probe["permutations"]),
         *_untested(scores),
-        *_out_of_reach(scores, probe["permutations"], settings["alpha"]),
+        *_out_of_reach(scores, settings["alpha"]),
         "Within-site AUROC: mean over sites weighted by the pairs compared; within-site r: weighted by participants "
         "less one. Sites with one class have none.",
         _overlap(scores),
@@ -263,7 +263,7 @@ def _untested(scores: pd.DataFrame) -> list[str]:
     return [f"? not tested (p is n/a): {found}."]
 
 
-def _out_of_reach(scores: pd.DataFrame, permutations: Mapping[str, int], alpha: float) -> list[str]:
+def _out_of_reach(scores: pd.DataFrame, alpha: float) -> list[str]:
     """Comparisons whose smallest possible p, times the tests of their protocol, is above the level."""
     notes = []
     for protocol, part in scores[scores["primary"]].groupby("protocol", sort=True):
@@ -274,7 +274,7 @@ def _out_of_reach(scores: pd.DataFrame, permutations: Mapping[str, int], alpha: 
                 if test == BOOTSTRAP:
                     floor = sides / (1 + rows["draws"].min())
                 elif test == PERMUTATION:
-                    floor = 1 / (1 + min(permutations[kind] for kind in set(rows["type"])))
+                    floor = rows["smallest_p_majority"].max()
                 else:
                     continue
                 if floor * len(tested) >= alpha:
@@ -284,7 +284,7 @@ def _out_of_reach(scores: pd.DataFrame, permutations: Mapping[str, int], alpha: 
                     )
     if not notes:
         return []
-    raise_them = "raise tables.draws or probe.permutations, or test fewer rows and phenotypes"
+    raise_them = "raise tables.draws or probe.permutations (not where few labels can move), or test fewer rows"
     return [f"Out of reach of {alpha} for whatever is tested alone: {'; '.join(notes)}; {raise_them}."]
 
 
