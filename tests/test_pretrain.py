@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -243,9 +245,41 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     left, other = tmp_path / ".checkpoint-abc.pt.x7.pt", tmp_path / ".checkpoint-def.pt.x7.pt"
     for path in (left, other):
         path.write_text("half")
-    Checkpoints(tmp_path, "abc", 10)
+    with Checkpoints(tmp_path, "abc", 10).alone(torch.device("cpu")) as finished:
+        assert not finished
     assert not left.exists()
     assert other.exists()
+
+
+def test_a_run_that_a_killed_workflow_left_behind_is_waited_for(shards, tmp_path):
+    """Both would write the same metrics; whoever comes second takes what the first made."""
+    settings = TINY | {"optimiser": {"epochs": 30, "batch": 6}}
+    environment = os.environ | {"PYTHONPATH": str(WORKFLOW)}
+    run = [sys.executable, "-m", "semantoks.pretrain"]
+    run += arguments(shards, tmp_path / "out", settings, checkpoints=tmp_path / "ck")
+    first = subprocess.Popen(run, env=environment, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "ck").glob("metrics-*.jsonl")):
+        assert first.poll() is None
+        time.sleep(0.02)
+    second = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert first.wait() == 0
+    assert second.returncode == 0, second.stderr
+    assert "waiting for another run of this training" in second.stderr
+    assert "another run of this training has finished it meanwhile" in second.stderr
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(90))
+    assert not list((tmp_path / "ck").iterdir())
+
+
+def test_who_waited_for_a_run_that_was_killed_goes_on_from_its_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "abc", 0)
+    path = tmp_path / "checkpoint-abc.pt"
+    path.write_text("of the killed run")
+    with (tmp_path / "checkpoint-abc.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(0.2, held.close).start()
+        with checkpoints.alone(torch.device("cpu")) as finished:
+            assert not finished
 
 
 def test_config_says_what_auto_came_to(shards, tmp_path):

@@ -61,7 +61,8 @@ rule fmriprep:
         work=lambda wildcards: RESULTS / wildcards.cohort / "fmriprep" / "work",
     shell:
         "python -m semantoks.fmriprep --settings {params.settings:q} --running {input.running:q}"
-        " --cohort {wildcards.cohort:q} --bids {params.bids:q} --participant {wildcards.participant:q} --output-derivatives {params.derivatives:q} --work {params.work:q}"
+        " --cohort {wildcards.cohort:q} --bids {params.bids:q} --participant {wildcards.participant:q}"
+        " --output-derivatives {params.derivatives:q} --work {params.work:q}"
         " --runs {params.runs:q} --status {output:q} --threads {threads} --mem-mb {resources.mem_mb}"
         " --attempt {resources.attempt} --attempts {resources.attempts} --prepared {input.prepared:q} > {log:q} 2>&1"
 

@@ -258,14 +258,18 @@ def pretrain(
     fingerprint = training_fingerprint(settings, corpus, seed, precision, config["made_by"]["inputs"].values())
     checkpoints = Checkpoints(checkpoint_folder, fingerprint, settings.run.checkpoint_minutes)
     metrics = (checkpoint_folder or output) / f"metrics-{fingerprint}.jsonl"
-    objective = make_objective(settings, corpus, seed).to(device)
-    corpus = corpus.to(device) if place == "device" else corpus
-    train(objective, corpus, settings, seed, metrics, checkpoints, device)
-    if process_rank() == 0:
-        save_weights(output, objective.state_dict(), config)
-        write_text(output / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
-        metrics.unlink()
-        checkpoints.remove()
+    with checkpoints.alone(device) as finished:
+        if finished and (output / "metrics.jsonl").is_file():
+            print("another run of this training has finished it meanwhile", file=sys.stderr)
+            return
+        objective = make_objective(settings, corpus, seed).to(device)
+        corpus = corpus.to(device) if place == "device" else corpus
+        train(objective, corpus, settings, seed, metrics, checkpoints, device)
+        if process_rank() == 0:
+            save_weights(output, objective.state_dict(), config)
+            write_text(output / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
+            checkpoints.remove()  # first, so that nothing goes on from a checkpoint whose metrics are gone
+            metrics.unlink()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

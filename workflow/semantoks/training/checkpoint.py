@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import signal
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -47,9 +50,22 @@ class Checkpoints:
     def __init__(self, folder: Path | None, fingerprint: str, minutes: float) -> None:
         self._path = None if folder is None else folder / f"checkpoint-{fingerprint}.pt"
         self._seconds, self._saved_at = 60 * minutes, time.monotonic()
-        if self._path is not None and process_rank() == 0:
-            for half_written in self._path.parent.glob(f".{self._path.name}.*"):
-                half_written.unlink()
+
+    @contextlib.contextmanager
+    def alone(self, device: torch.device) -> Iterator[bool]:
+        """Let no other run of this training be at work meanwhile; whether one was waited for and has finished.
+
+        A workflow that is killed leaves its training behind, which goes on: two in one folder would mix their files.
+        """
+        with contextlib.ExitStack() as stack:
+            waited = False
+            if self._path is not None and process_rank() == 0:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                waited = _lock(stack.enter_context(self._path.with_suffix(".lock").open("w")))
+                for half_written in self._path.parent.glob(f".{self._path.name}.*"):
+                    half_written.unlink()
+            (waited,) = any_process([waited], device)
+            yield waited and self._path is not None and not self._path.exists()
 
     @property
     def due(self) -> bool:
@@ -78,9 +94,23 @@ class Checkpoints:
         return state
 
     def remove(self) -> None:
-        """Delete the file of a finished training."""
+        """Delete the files of a finished training."""
         if self._path is not None and not process_rank():
             self._path.unlink(missing_ok=True)
+            self._path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock a file until it is closed, or its process ends in whatever way; whether another process had it before."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{file.name}: waiting for another run of this training, which was left behind", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return True
+    except OSError as error:  # some network file systems have no locks
+        print(f"note: {file.name}: no lock against other runs of this training ({error})", file=sys.stderr)
+    return False
 
 
 class StopSignals:
