@@ -261,11 +261,16 @@ def test_a_run_that_a_killed_workflow_left_behind_is_waited_for(shards, tmp_path
     while not list((tmp_path / "ck").glob("metrics-*.jsonl")):
         assert first.poll() is None
         time.sleep(0.02)
-    second = subprocess.run(run, env=environment, capture_output=True, text=True)
-    assert first.wait() == 0
-    assert second.returncode == 0, second.stderr
-    assert "waiting for another run of this training" in second.stderr
-    assert "another run of this training has finished it meanwhile" in second.stderr
+    first.send_signal(signal.SIGSTOP)  # however long the second takes to start
+    said = tmp_path / "said.txt"
+    with said.open("w") as log:
+        second = subprocess.Popen(run, env=environment, stderr=log)
+    while "waiting for another run of this training" not in said.read_text():
+        assert second.poll() is None, said.read_text()
+        time.sleep(0.05)
+    first.send_signal(signal.SIGCONT)
+    assert [first.wait(), second.wait()] == [0, 0]
+    assert "another run of this training has finished it meanwhile" in said.read_text()
     steps = [json.loads(line)["step"] for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(90))
     assert not list((tmp_path / "ck").iterdir())
