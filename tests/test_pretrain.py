@@ -276,15 +276,21 @@ def test_a_run_that_a_killed_workflow_left_behind_is_waited_for(shards, tmp_path
     assert not list((tmp_path / "ck").iterdir())
 
 
-def test_who_waited_for_a_run_that_was_killed_goes_on_from_its_checkpoint(tmp_path):
+@pytest.mark.parametrize("finished", [False, True])
+def test_who_waited_knows_whether_the_other_run_was_killed(tmp_path, finished):
+    """Killed before its first checkpoint, it has finished nothing: what lies in the output folder is older."""
     checkpoints = Checkpoints(tmp_path, "abc", 0)
-    path = tmp_path / "checkpoint-abc.pt"
-    path.write_text("of the killed run")
     with (tmp_path / "checkpoint-abc.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        threading.Timer(0.2, held.close).start()
-        with checkpoints.alone(torch.device("cpu")) as finished:
-            assert not finished
+
+        def end():
+            if finished:
+                Checkpoints(tmp_path, "abc", 0).remove()
+            held.close()
+
+        threading.Timer(0.2, end).start()
+        with checkpoints.alone(torch.device("cpu")) as taken:
+            assert taken == finished
 
 
 def test_config_says_what_auto_came_to(shards, tmp_path):

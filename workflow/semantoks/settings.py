@@ -23,7 +23,13 @@ FMRIPREP_KEYS = (
 """Keys of the section ``fmriprep`` that decide about results; of the others a change reruns nothing."""
 
 PROBE_KEYS = (
-    *("participants", "phenotypes", "site_column", "site_group", "family_column", "confounds", "mean_fd_column"),
+    "participants",
+    "phenotypes",
+    "site_column",
+    "site_group",
+    "family_column",
+    "confounds",
+    "mean_fd_column",
 )
 """Keys of a cohort that decide about what is predicted."""
 

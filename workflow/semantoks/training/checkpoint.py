@@ -58,14 +58,16 @@ class Checkpoints:
         A workflow that is killed leaves its training behind, which goes on: two in one folder would mix their files.
         """
         with contextlib.ExitStack() as stack:
-            waited = False
+            finished = False
             if self._path is not None and process_rank() == 0:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                waited = _lock(stack.enter_context(self._path.with_suffix(".lock").open("w")))
+                lock = self._path.with_suffix(".lock")
+                # whoever finishes deletes the lock, whoever is killed leaves it
+                finished = _lock(stack.enter_context(lock.open("w"))) and not lock.exists()
                 for half_written in self._path.parent.glob(f".{self._path.name}.*"):
                     half_written.unlink()
-            (waited,) = any_process([waited], device)
-            yield waited and self._path is not None and not self._path.exists()
+            (finished,) = any_process([finished], device)
+            yield finished
 
     @property
     def due(self) -> bool:
