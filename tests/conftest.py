@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["container_engine", "fmriprep_cases"]
+pytest_plugins = ["container_engine", "fmriprep_cases", "parcellate_cases"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SEMANTOKS_SHARED", REPOSITORY.parent / "shared"))
 
